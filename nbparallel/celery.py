@@ -1,0 +1,123 @@
+"""The Celery application with its one generic task; the only importer of celery on the client's path.
+
+The client publishes tickets with ``publish``; in a worker the task hands them to ``worker/main.py``. What
+``celery -A nbparallel worker`` finds is made there, too.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery, Signature, Task, signature
+
+from .errors import UsageError
+from .pickling import load_function
+from .wire import seal, unseal
+
+if TYPE_CHECKING:
+    from .settings import Settings
+
+__all__ = ["FORKJOIN_TASK", "TASK_NAME", "add_forkjoin", "forkjoin_signature", "make_app", "publish"]
+
+#: Name of the generic task: fixed, since it travels in messages and files may move.
+TASK_NAME = "nbparallel.turn"
+#: Name of the task that runs a whole fork-join; only in applications that were given it.
+FORKJOIN_TASK = "nbparallel.forkjoin"
+
+
+#: What a worker does with a ticket: job id, epoch, ticket, queue → a word for those who watch.
+TakeTurn = Callable[[str, int, str, str], str]
+
+
+def make_app(broker_url: str, settings: Settings, take_turn: TakeTurn | None = None) -> Celery:
+    """An application for one broker; several may live in a process, and none becomes the process's default.
+
+    Args:
+        broker_url: any broker that Celery knows.
+        settings: the default queue and the time in which the broker must answer.
+        take_turn: what the generic task does, in a worker; clients publish only.
+    """
+    app = Celery("nbparallel", broker=broker_url, set_as_current=False, fixups=[])
+    app.conf.update(
+        # JSON alone: a stranger's pickle is refused before anyone looks at it.
+        task_serializer="json",
+        accept_content=["json"],
+        result_accept_content=["json"],
+        task_ignore_result=True,
+        result_backend=None,
+        task_default_queue=settings.queue,
+        # A worker holds no more tickets than it has processes; which work a ticket means is decided in the store.
+        task_acks_late=True,
+        task_reject_on_worker_lost=False,
+        worker_prefetch_multiplier=1,
+        broker_connection_timeout=settings.connect_seconds,
+        broker_connection_retry_on_startup=True,
+        worker_send_task_events=True,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        # After a lost connection it would take less for good; tickets that come twice do no harm.
+        worker_enable_prefetch_count_reduction=False,
+        broker_connection_max_retries=None,
+    )
+    if take_turn is not None:
+        app.task(name=TASK_NAME, bind=True, ignore_result=True, acks_late=True)(_task(take_turn))
+    elif broker_url.startswith("redis"):
+        # A server that accepts and never answers must not block whoever publishes.
+        patience = settings.connect_seconds
+        app.conf.broker_transport_options = {"socket_connect_timeout": patience, "socket_timeout": max(patience, 5)}
+    return app
+
+
+def _task(take_turn: TakeTurn) -> Callable[..., str]:
+    def turn(self: Task[Any, Any], job: str, epoch: int, ticket: str, name: str = "") -> str:
+        """The generic task: one turn of a pool process on a job. ``name`` is for people who watch the queue."""
+        return take_turn(job, epoch, ticket, (self.request.delivery_info or {}).get("routing_key") or "")
+
+    return turn
+
+
+def publish(app: Celery, queue: str, job: str, epoch: int, tickets: list[str], name: str, **options: Any) -> None:
+    """Send one message for each ticket. Raises what kombu raises when the broker is away."""
+    with app.producer_or_acquire() as producer:
+        for ticket in tickets:
+            app.send_task(
+                TASK_NAME,
+                kwargs={"job": job, "epoch": epoch, "ticket": ticket, "name": name},
+                queue=queue,
+                producer=producer,
+                ignore_result=True,
+                retry=False,
+                **options,
+            )
+
+
+def add_forkjoin(app: Celery) -> None:
+    """Let the workers of an application run what ``ForkJoin.signature`` makes; call it where its tasks are defined.
+
+    The task runs what a message carries, if that is sealed with the key in ``NBPARALLEL_KEY_FILE``, and nothing else.
+    """
+    app.task(name=FORKJOIN_TASK)(_run_forkjoin)
+
+
+def forkjoin_signature(call: bytes, partial: bool, app: Celery | None) -> Signature[Any]:
+    """A pickled call, sealed, as a signature; unless ``partial`` it takes nothing from the task before it."""
+    sealed = seal(_forkjoin_key(), (FORKJOIN_TASK,), call)
+    return signature(FORKJOIN_TASK, kwargs={"call": b64encode(sealed).decode()}, immutable=not partial, app=app)
+
+
+def _run_forkjoin(*before: Any, call: str) -> Any:
+    """The task of a fork-join, as a client of the cluster; ``before``: what the task before it returned."""
+    body = unseal(_forkjoin_key(), (FORKJOIN_TASK,), b64decode(call))
+    return load_function(body)(*before)
+
+
+def _forkjoin_key() -> bytes:
+    from .settings import Settings, read_key
+
+    path = Settings.load().key_file
+    if path is None:
+        raise UsageError("a fork-join's signature is sealed: set NBPARALLEL_KEY_FILE here and on the workers")
+    return read_key(path)

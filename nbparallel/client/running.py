@@ -1,0 +1,332 @@
+"""A job's engine on the client: takes blocks of outcomes from the collector, and decides what runs again and when the
+job has ended. ``feeding.py`` is its other half, which reads the input and sends it.
+
+``Job`` (the user's handle) and the session's threads share it; its condition guards everything in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .. import envelope, pickling
+from ..errors import JobError
+from ..model import Block, JobState, Snapshot
+from ..ordering import Ranges
+from ..store import keys
+from .feeding import Feeding
+from .output import Entry, Output
+from .reading import Input
+from .results import Piece
+from .spec import JobSpec
+from .tries import Tries
+
+if TYPE_CHECKING:
+    from .session import Session
+
+__all__ = ["RunningJob"]
+
+#: Seconds that outcomes may need from the store to us.
+AUDIT_SECONDS = 1.0
+
+
+class RunningJob(Feeding):
+    """One job on its way. See the module's docstring for who calls what; every method may be called by any thread."""
+
+    def __init__(self, spec: JobSpec, source: Input, session: Session) -> None:
+        super().__init__(spec, source, session)
+        self.tries = Tries(spec.retry)
+        self.output = Output()
+        #: Shows what items write as it comes, where no view does.
+        self.echo: Callable[[list[Entry]], None] | None = None
+        #: Shows the job again when it is run once more.
+        self.reopened: Callable[[], None] | None = None
+        self._nudge_after = 1.0
+        self._first_errors: list[tuple[int, str, str]] = []
+
+    # -- receiving -----------------------------------------------------------------------------------------------------
+
+    def receive(self, block: Block) -> None:
+        """Take in a block of outcomes; called by the collector."""
+        if block.output:
+            self._write(block)
+            if not block.count:  # of an item that still runs
+                return
+        stop: int | None = None
+        with self.changed:
+            if self.ended and self.state != "cancelled":
+                return
+            sorted_out = self.tries.sort(block, self.results.received, self._may_run)
+            added = self.results.add(block, skip=sorted_out.all())
+            count = sum(hi - lo for lo, hi in added)
+            failed = 0
+            if block.errors:
+                new = [index for index in block.errors if any(lo <= index < hi for lo, hi in added)]
+                failed = len(new)
+                stop = self._note_failures(block, new)
+            seconds = sum(block.seconds)
+            if block.worker:
+                self._planner.observe(block.count, seconds)
+                size = memoryview(block.body).nbytes / block.count  # type: ignore[arg-type]
+                self._outcome_bytes = max(size, (self._outcome_bytes + size) / 2)
+            self._meter.received(count, failed, seconds, block, sorted_out.again)
+            for lo, hi in added:
+                self._shelf.settle(lo, hi)
+            self._check_end()
+            self._notify()
+        for index, delay in sorted_out.again.items():
+            self.session.later(delay, lambda index=index: self._retry(index, block.attempt + 1))  # type: ignore[misc]
+        for index in sorted_out.unreadable:
+            self._send_alone(index, block)
+        if stop is not None:
+            self.session.stop_job(self, stop)
+
+    def _write(self, block: Block) -> None:
+        """Take in what items wrote."""
+        with self.changed:
+            if self.ended and self.state != "cancelled":
+                return
+            self.output.add(block.output)
+            if not block.count:  # else the meter is told of the whole block
+                self._meter.wrote(block.output)
+        if self.echo is not None:
+            self.echo(block.output)
+
+    def _may_run(self, index: int) -> bool:
+        return not self.ended and (self.stop_at is None or index < self.stop_at)
+
+    def _retry(self, index: int, attempt: int) -> None:
+        """Submit one item again; called by the keeper when its pause is over."""
+        with self.changed:
+            self.tries.rested(index)
+            if self.ended or index in self.results.received:
+                return
+            self._outbox.put(index, index + 1, attempt, self._shelf.of(index).id, b"")
+        self.session.soon(self._send)
+
+    def _send_alone(self, index: int, block: Block) -> None:
+        """An item that could not be unpickled with its neighbours goes to the workers by itself."""
+        with self.changed:
+            old = self._shelf.of(index)
+            blob = f"e{index:x}"
+            try:
+                payload = envelope.open_payload(self.session.key, self.key, old.id, old.sealed, self.session.depot)
+            except Exception:  # what the worker could not unpickle cannot be unpickled here either
+                record = block.errors[index]._replace(kind="item")
+                self.receive(Block(index, 1, pickling.dump([None]), {index: record}, block.attempt, block.worker))
+                return
+            sealed = envelope.seal_alone(self.session.key, self.key, payload, index, blob)
+            self._outbox.put(index, index + 1, block.attempt, blob, sealed)
+        self.session.soon(self._send)
+
+    def _note_failures(self, block: Block, indexes: list[int]) -> int | None:
+        """Remember the first failures; the new stop when ``on_error="raise"`` lowers it."""
+        for index in indexes:
+            if len(self._first_errors) < 100:
+                record = block.errors[index]
+                self._first_errors.append((index, record.type_name, record.message))
+        if self.spec.keep:
+            self._shelf.mark_failed(indexes)
+        if self.spec.on_error != "raise" or not indexes:
+            return None
+        first = min(indexes)
+        if self.stop_at is not None and self.stop_at <= first + 1:
+            return None
+        self.stop_at = first + 1
+        return self.stop_at
+
+    def take_done_blobs(self) -> list[str]:
+        """Payloads to be deleted in the store, once there are enough of them."""
+        with self.changed:
+            return [] if self.ended else self._shelf.take_done()
+
+    def delivered(self, piece: Piece) -> None:
+        """The reader took a piece; for input without length this is what lets more of it be read."""
+        if self.spec.keep:
+            return
+        with self.changed:
+            self.results.drop(piece)
+            self._delivered += len(piece)
+            self._notify()
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def _target(self) -> int | None:
+        """Number of items whose outcomes end the job; None while it is unknown."""
+        if self.stop_at is not None:
+            return self.stop_at
+        return self.total if self._exhausted else None
+
+    def _check_end(self) -> None:
+        target = self._target()
+        if self.ended or target is None or self.results.received.first_missing() < target:
+            return
+        failed = self.failure is not None or self.stop_at is not None
+        self._end("failed" if failed else "done")
+
+    def _end(self, state: JobState) -> None:
+        self.state = state
+        self._shelf.close(self.spec.keep)
+        if self._function_file:
+            self.session.drop_file(self._function_file)
+        self._notify()
+        self.session.job_ended(self)
+
+    def fail(self, error: BaseException) -> None:
+        """The whole job failed, for a reason that is no item's."""
+        with self.changed:
+            if not self.ended:
+                self.failure = error
+                self._end("failed")
+
+    def cancel(self) -> bool:
+        """Stop everything; never blocks. False when the job had ended already."""
+        with self.changed:
+            if self.ended:
+                return False
+            self.stop_at = 0
+            self._end("cancelled")
+        self.session.stop_job(self, 0)
+        return True
+
+    def retry(self) -> int:
+        """Run what failed, or was not run, once more; how many of the items that were read that concerns.
+
+        Raises:
+            JobError: the job still runs, or keeps no results.
+        """
+        with self.changed:
+            if not self.ended:
+                raise JobError(f"job {self.spec.name!r} still runs; retry() is for jobs that have ended")
+            if not self.spec.keep:
+                raise JobError(f"job {self.spec.name!r} kept neither results nor input; pass keep=True to be able to")
+            failed = sorted(self.results.errors)
+            count = self._read - len(self.results.received) + len(failed)
+            if count == 0 and self._source.exhausted:
+                return 0
+            for index in failed:
+                failure = self.results.errors[index]
+                self.tries.by_hand(index, failure)
+                self._shelf.of(index).missing += 1
+            self.results.reset(failed)
+            self._meter.reopened(failed)
+            self._first_errors.clear()
+            self.stop_at = self.failure = None
+            self._exhausted = self._source.exhausted
+            self.total = self._read if self._exhausted else self._source.total
+            self.state = "running"
+            self._lost = True  # what the store had of it is gone: a new epoch begins
+            self._start_feeder()
+            self._notify()
+            return count
+
+    # -- loss ----------------------------------------------------------------------------------------------------------
+
+    def lost(self, epoch: int) -> None:
+        """The store does not know the job any more (or is another one): it is submitted again under a new epoch."""
+        with self.changed:
+            if self.ended or epoch != self.epoch or self._lost:
+                return
+            self._lost = True
+            self._start_feeder()
+            self._notify()
+
+    def _listen(self) -> None:
+        self.session.collect(self)
+
+    def _recover(self) -> None:
+        with self.changed:
+            if not self._lost or self.ended:
+                return
+            self._lost = False
+            old_key = self.key
+            self.session.forget(old_key)
+            self.epoch += 1
+            self._shelf.reseal(self.session.key, old_key, self.key, self.session.depot)
+            self._outbox.clear()
+            self._put_again(Ranges([(0, self._read)]))
+            if self.state == "starting":
+                self.state = "running"
+        self.session.say_alive()
+        self._send_patiently()
+
+    def _put_again(self, among: Ranges) -> None:
+        """The items among these that have no outcome go into the outbox as new chunks."""
+        for blob in self._shelf:
+            sealed = blob.sealed
+            for start, stop in self.results.received.missing(blob.lo, blob.hi):
+                for first, last in among.overlap(start, stop):
+                    for lo, hi, attempt in self.tries.parts(first, last):
+                        self._outbox.put(lo, hi, attempt, blob.id, sealed)
+                        sealed = b""
+
+    def audit(self) -> None:
+        """The server was restarted, perhaps with older data: what it does not know is submitted again."""
+        with self.changed:
+            if self.ended or self._opened != self.epoch:
+                return
+            sent, epoch, key = self._sent, self.epoch, self.key
+        look = self.session.store.peek(key, ranges=True)
+        if look.state is None:
+            self.lost(epoch)
+            return
+        unknown = Ranges([(0, sent)])
+        for lo, hi in look.unreported:
+            unknown.discard(lo, hi)
+        # What was reported before may still be on its way to us.
+        self.session.later(AUDIT_SECONDS, lambda: self._send_unknown(unknown, epoch))
+
+    def _send_unknown(self, unknown: Ranges, epoch: int) -> None:
+        with self.changed:
+            if self.ended or self._lost or epoch != self.epoch:
+                return
+            self._put_again(unknown)
+        self._send()
+
+    # -- what the keeper asks ------------------------------------------------------------------------------------------
+
+    def nudge(self) -> None:
+        """Look whether tickets were lost, and send new ones; called about once a second."""
+        with self.changed:
+            if self._opened != self.epoch or self.ended:
+                return
+            self.changed.notify_all()  # with more workers than before, the feeder may read on
+            epoch, key, store = self.epoch, self.key, self.session.store
+        look = store.peek(key)
+        if look.state is None:
+            self.lost(epoch)
+            return
+        if look.state == "cancelled":  # by another process
+            with self.changed:
+                if not self.ended:
+                    self.stop_at = 0
+                    self._end("cancelled")
+            return
+        quiet = min(look.since_taken, look.oldest_ticket if look.oldest_ticket >= 0 else look.since_taken) / 1000
+        if look.pending == 0 or quiet < self._nudge_after:
+            if look.pending == 0 or look.since_taken < 1000:
+                self._nudge_after = 1.0
+            return
+        cap = min(self.session.slots(self.spec.queue), self.spec.max_running or look.pending + look.held)
+        tickets = store.remint(key, int(self._nudge_after * 1000), cap, [keys.new_id() for _ in range(cap)])
+        self._nudge_after = min(2 * self._nudge_after, 30.0)
+        self.session.publish(self, tickets)
+
+    def snapshot(self) -> Snapshot:
+        """The picture of this moment."""
+        with self.changed:
+            return self._meter.snapshot(
+                id=self.id,
+                name=self.spec.name,
+                state=self.state,
+                total=self.total,
+                slots=self.session.slots(self.spec.queue),
+                reason="" if self.ended else self._reason(),
+                errors=tuple(self._first_errors),
+            )
+
+    def _reason(self) -> str:
+        if self.state == "starting":
+            return "starting the cluster"
+        reason = self.session.reason(self.spec.queue)
+        return reason or ("waiting for the reader of the results" if self.full else "")

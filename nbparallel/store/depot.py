@@ -1,0 +1,98 @@
+"""Large payloads of a cluster on one machine: files in a private directory, not bytes through the server's socket.
+
+The client writes the items of a chunk, or a function with what it carries, and a worker maps them; a worker writes
+outcomes, and the client maps those. A mapping is private, copy-on-write: users may write to their arrays, and what
+nobody writes to is in memory once, however many processes read it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+from collections.abc import Sequence
+
+from ..errors import WireError
+
+__all__ = ["Depot"]
+
+#: Names that we give.
+_NAME = re.compile(r"[0-9a-f]{24}")
+#: Buffers that one ``writev`` takes.
+_MOST_BUFFERS = 512
+
+
+class Depot:
+    """A directory of large blobs, shared by the client and the workers of one machine; thread-safe.
+
+    The directory is private (0700) and lives as long as the cluster; what lies in it needs no MAC of its own.
+
+    Args:
+        path: of the directory.
+        least: blobs of fewer bytes are better sent through the socket.
+    """
+
+    #: One session and its workers, on one machine.
+    local = True
+
+    def __init__(self, path: str, least: int = 256 << 10) -> None:
+        self._path, self.least = path, least
+
+    def put(self, parts: Sequence[bytes | bytearray | memoryview]) -> str | None:
+        """Write the parts, one after the other, to a new file; its name, or None when there is no room.
+
+        Written, not stored through a mapping: a full file system is then an error and no SIGBUS.
+        """
+        name = os.urandom(12).hex()
+        path = os.path.join(self._path, name)
+        try:
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError:  # the cluster is going down, or the file system is full of names
+            return None
+        try:
+            _write(file, [view for part in parts if len(view := memoryview(part).cast("B"))])
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            return None
+        finally:
+            os.close(file)
+        return name
+
+    def get(self, name: str, size: int, *, keep: bool) -> memoryview:
+        """The bytes of a blob, mapped privately; without ``keep`` its file goes, and the memory with the last reader.
+
+        Raises:
+            WireError: there is no such blob of that size.
+        """
+        if type(name) is not str or not _NAME.fullmatch(name):
+            raise WireError(f"{name!r:.60} is no name of a blob in the depot")
+        path = os.path.join(self._path, name)
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError as error:
+            raise WireError(f"the blob {name} is not in the depot: {error.strerror}") from None
+        try:
+            if os.fstat(file).st_size != size:
+                raise WireError(f"the blob {name} in the depot is not {size} bytes long")
+            mapped = mmap.mmap(file, size, access=mmap.ACCESS_COPY)
+        finally:
+            os.close(file)
+        if not keep:
+            self.drop(name)
+        return memoryview(mapped)
+
+    def drop(self, name: str) -> None:
+        """Remove a blob; those who have it mapped keep it."""
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(self._path, name))
+
+
+def _write(file: int, views: list[memoryview]) -> None:
+    while views:
+        written = os.writev(file, views[:_MOST_BUFFERS])
+        while views and written >= len(views[0]):
+            written -= len(views.pop(0))
+        if written:
+            views[0] = views[0][written:]

@@ -1,0 +1,68 @@
+"""What a worker process keeps of a job: its function, loaded once, and the rules it runs under.
+
+Receives sealed blobs from the store, hands a ``LoadedJob`` to ``turn.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..envelope import Depot, Payload, open_body, open_meta, open_payload, place
+from ..errors import WireError
+from ..pickling import check_versions, load_function
+from ..seeding import Seeded
+from ..store.protocol import Claim
+
+__all__ = ["LoadedJob", "load_job"]
+
+
+@dataclass(slots=True)
+class LoadedJob:
+    """A job as a worker process knows it.
+
+    ``refusal`` says why it cannot run here at all; ``item_seconds`` is how long its items took lately, None at first.
+    """
+
+    job: str
+    sid: str
+    function: Callable[..., Any]
+    options: dict[str, Any]
+    refusal: str = ""
+    seeded: Seeded | None = None
+    last: Payload | None = None
+    item_seconds: float | None = None
+
+    def payload(self, key: bytes, blob: str, sealed: bytes | None, depot: Depot | None = None) -> Payload:
+        """The items of a blob; without bytes, those of the blob that was used last.
+
+        Raises:
+            LookupError: the client deleted it, as it has all outcomes; if not, it will send the items again.
+        """
+        if sealed is not None:
+            self.last = None  # free it before the next is unpickled
+            self.last = open_payload(key, self.job, blob, sealed, depot)
+        elif self.last is None or self.last.blob != blob:
+            raise LookupError(f"the payload {blob} of job {self.job} is no longer there")
+        return self.last
+
+
+def load_job(key: bytes, job: str, claim: Claim, depot: Depot | None = None) -> LoadedJob:
+    """The job's function and options from the first claim: MACs and versions are checked, and only then unpickled.
+
+    Raises:
+        WireError: something was not written with our key for this job.
+    """
+    sid = claim.sid
+    options = open_meta(key, job, claim.meta)
+    if options["sid"] != sid:
+        raise WireError(f"job {job} was moved to another session")
+    refusal = check_versions(tuple(options["versions"]), "the client", "the worker") or ""
+    if refusal:
+        return LoadedJob(job, sid, lambda: None, options, refusal)
+    function = load_function(open_body(key, place(job, "function"), claim.function, depot))
+    seed = options.get("seed")
+    return LoadedJob(
+        job, sid, function, options, seeded=None if seed is None else Seeded(function, seed, options["rng"])
+    )

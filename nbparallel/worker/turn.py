@@ -1,0 +1,414 @@
+"""Takes turns: receives a ticket from Celery, claims chunk after chunk of its job from the store, has ``execute.py``
+run them, and reports blocks of outcomes to the job's stream. Runs in a pool process (child) of a worker.
+
+A turn ends when nothing is pending (after lingering a little for more work of the same session), when its time is over
+(then a successor ticket goes to the end of the queue, so that other jobs get their turn), or at shutdown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from types import FrameType
+from typing import Literal, TypeVar
+
+from ..envelope import Depot, Payload, Verdict, open_meta, seal_block, seal_verdict
+from ..errors import ClusterError, SerializationError, WireError
+from ..model import ErrorRecord
+from ..remote import capture
+from ..seeding import reseed
+from ..settings import Settings
+from ..store import keys
+from ..store.protocol import Claim, Reported, Store
+from . import slot as slots
+from .capture import Capture
+from .execute import ChunkRun, ItemInterrupted
+from .jobs import LoadedJob, load_job
+from .slot import Slot, make_token
+
+T = TypeVar("T")
+
+__all__ = ["Child"]
+
+#: Functions that a process keeps; a turn of another job in between must not unload them.
+JOBS_KEPT = 8
+#: How often, in seconds, the flusher looks at the running chunk.
+FLUSHER_SECONDS = 0.025
+#: Longest pause, in seconds, between attempts to reach a store that is away.
+PAUSE_LIMIT = 1.0
+
+
+class Child:
+    """One pool process. All of its methods run in the main thread, but for ``_flush_loop``.
+
+    Args:
+        store: for this process alone.
+        key: the cluster's key.
+        slot: shared with the parent.
+        depot: for large blobs.
+        refusal: why this process cannot run anything (its ``init`` failed).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        key: bytes,
+        namespace: str,
+        settings: Settings,
+        slot: Slot,
+        refusal: str = "",
+        depot: Depot | None = None,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store, self._key, self._namespace, self._settings, self._slot = store, key, namespace, settings, slot
+        self._refusal, self._depot, self._wake = refusal, depot, wake
+        self._stamp = os.urandom(8).hex()
+        self._serial = 0
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._jobs: OrderedDict[str, LoadedJob] = OrderedDict()
+        self._last_job = ""
+        self._lock = threading.Lock()  # one report at a time, and the connection is shared with the flusher
+        self._run: ChunkRun | None = None
+        self._current: tuple[str, str] = ("", "")  # job and token of the running chunk
+        self._busy = threading.Event()  # a turn is under way
+        self._lease = int(settings.lease_seconds * 1000)
+        self._ready = False
+        self._deadline = 0.0
+        slot.child_starts(os.getpid(), self._stamp)
+
+    def _get_ready(self) -> None:
+        """At the first turn: billiard installs its own signal handlers after its process initializer."""
+        self._ready = True
+        signal.signal(signal.SIGUSR1, self._on_signal)
+        # Billiard's handler would raise SystemExit in the user's function, whose item would count as failed.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        threading.Thread(target=self._flush_loop, name="nbparallel-flush", daemon=True).start()
+
+    def catch_output(self) -> None:
+        """Have what items print, log and warn go to the client, from now on and for this whole process."""
+        Capture(lambda: self._run, self._slot.words).install()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """SIGUSR1: raise in the user's code if the parent means just what runs now, and never twice."""
+        words = self._slot.words
+        if (
+            words[slots.ARMED]
+            and words[slots.ASK_SERIAL] == words[slots.SERIAL]
+            and words[slots.ASK_INDEX] in (slots.ANY_ITEM, words[slots.INDEX])  # read last, as it is written first
+        ):
+            words[slots.ARMED] = 0
+            words[slots.RAISED] = words[slots.SERIAL]
+            raise ItemInterrupted
+
+    # -- a turn --------------------------------------------------------------------------------------------------------
+
+    def turn(self, job: str, epoch: int, ticket: str) -> tuple[str, str] | None:
+        """Take the turn of a ticket.
+
+        Returns:
+            (job key, successor ticket) to be published, or None.
+        """
+        job_key = keys.job_key(self._namespace, job, epoch)
+        if not self._ready:
+            self._get_ready()
+        self._busy.set()
+        self._deadline = time.monotonic() + self._settings.turn_seconds
+        try:
+            return self._turn(job_key, ticket)
+        finally:
+            self._slot.child_rests()
+            self._busy.clear()
+
+    def name_of(self, job: str) -> str:
+        """What the user calls a job, given its key; "" when it is not loaded any more."""
+        loaded = self._jobs.get(job)
+        return str(loaded.options["name"]) if loaded else ""
+
+    def _turn(self, job: str, ticket: str) -> tuple[str, str] | None:
+        claim = self._claim(job, ticket, first=True)
+        while True:
+            if claim.state == "chunk":
+                loaded = self._load(job, claim)
+                next_claim = self._run_chunk(loaded, ticket, claim) if loaded else None
+                if next_claim is None:
+                    return self._leave(job, ticket)
+                claim = next_claim
+                continue
+            self._slot.child_rests()
+            loaded = self._jobs.get(job)
+            if claim.state == "drop" and not claim.why.startswith("ticket"):
+                self._jobs.pop(job, None)  # the job is over, not just its ticket
+            rest = min(self._settings.linger_seconds, self._deadline - time.monotonic())
+            if loaded is None or rest <= 0 or self._slot.asked_to_hand_back():
+                return None
+            handed = self._linger(_group(loaded), rest)
+            if handed is None:
+                return None
+            job, ticket = handed
+            self._busy.set()
+            claim = self._claim(job, ticket, first=True)
+
+    def _may_go_on(self, loaded: LoadedJob) -> bool:
+        """Whether the turn is not over; alone on a cluster of one session, it ends only when others wait."""
+        if time.monotonic() < self._deadline:
+            return True
+        if self._depot is None or not self._depot.local:  # others that cannot be seen from here may wait
+            return False
+        with self._lock, contextlib.suppress(ClusterError):
+            if not self._store.waiting(_group(loaded)):
+                self._deadline = time.monotonic() + self._settings.turn_seconds
+                return True
+        return False
+
+    def _claim(self, job: str, ticket: str, first: bool) -> Claim:
+        token = self._next_token(job, ticket)
+        have = self._have(job)
+
+        def call() -> Claim:
+            return self._store.claim(
+                job, token, ticket, lease=self._lease, first=first, have=have, fresh=job not in self._jobs
+            )
+
+        with self._lock:
+            return self._persist(call)
+
+    def _next_token(self, job: str, ticket: str) -> str:
+        self._serial += 1
+        self._slot.child_claims(self._serial, job, ticket)
+        return make_token(self._stamp, self._serial)
+
+    def _have(self, job: str) -> str:
+        loaded = self._jobs.get(job)
+        return loaded.last.blob if loaded and loaded.last else ""
+
+    def _linger(self, group: str, seconds: float) -> tuple[str, str] | None:
+        self._busy.clear()  # the flusher rests, too
+        with self._lock, contextlib.suppress(ClusterError):
+            return self._store.linger(self._stamp, group, int(seconds * 1000))
+        return None  # the store is away: nothing is held, and the client replaces tickets that were lost
+
+    def _leave(self, job: str, ticket: str) -> tuple[str, str] | None:
+        successor = keys.new_id()
+        with self._lock:
+            return (job, successor) if self._persist(lambda: self._store.leave(job, ticket, successor)) else None
+
+    # -- a job's function ----------------------------------------------------------------------------------------------
+
+    def _load(self, job: str, claim: Claim) -> LoadedJob | None:
+        """The job's function; None when it cannot run here, which ends the job with a verdict."""
+        loaded = self._jobs.get(job)
+        if loaded is None:
+            reason = self._refusal
+            if not reason:
+                try:
+                    loaded = load_job(self._key, job, claim, self._depot)
+                    reason = loaded.refusal
+                except BaseException as error:  # importing the user's modules may raise anything
+                    record = capture(error, "raised", "")
+                    reason = f"the function cannot be loaded on worker {self._name}: {record.type_name}: "
+                    reason += f"{record.message}{self._advice(job, claim, error)}\n\n{record.traceback}".rstrip()
+            if reason or loaded is None:
+                self._give_verdict(job, reason, "versions" if loaded else "")
+                return None
+            self._jobs[job] = loaded
+            while len(self._jobs) > JOBS_KEPT:
+                self._jobs.popitem(last=False)
+        self._jobs.move_to_end(job)
+        if job != self._last_job:
+            # Neither the parent's random state, which all children inherit, nor what the job before left of it.
+            self._last_job = job
+            reseed()
+            logging.getLogger().setLevel(loaded.options.get("log_level", logging.getLogger().level))
+        return loaded
+
+    def _advice(self, job: str, claim: Claim, error: BaseException) -> str:
+        """What to do when it is a module that this worker lacks, and who wants it."""
+        if not isinstance(error, ModuleNotFoundError) or not error.name:
+            return ""
+        name = open_meta(self._key, job, claim.meta).get("name", job)  # its MAC was checked: the function was loaded
+        return (
+            f". Job {name!r} needs the module {error.name!r}, which worker {self._name} lacks: install it there; "
+            f"a worker that is started with --require checks that it has what it needs"
+        )
+
+    def _give_verdict(self, job: str, reason: str, kind: Literal["", "versions"] = "") -> None:
+        entry = seal_verdict(self._key, job, Verdict(reason, self._name, kind))
+        with self._lock:
+            self._persist(lambda: self._store.verdict(job, entry))
+
+    # -- a chunk -------------------------------------------------------------------------------------------------------
+
+    def _run_chunk(self, loaded: LoadedJob, ticket: str, claim: Claim) -> Claim | None:
+        """Run and report a chunk; the next claim, or None when the turn ends with this chunk."""
+        run = self._prepare(loaded, claim)
+        if run is None:
+            return None
+        self._current = loaded.job, make_token(self._stamp, self._serial)
+        self._run = run
+        try:
+            if loaded.item_seconds is None:
+                loaded.item_seconds = run.run(self._flush)
+            else:
+                loaded.item_seconds = run.run(None, loaded.item_seconds)
+        finally:
+            self._run = None
+        return self._finish(loaded, ticket, run, self._may_go_on(loaded))
+
+    def _prepare(self, loaded: LoadedJob, claim: Claim) -> ChunkRun | None:
+        payload = self._payload(loaded, claim)
+        if payload is None:
+            return None
+        timeout = loaded.options["timeout"]
+        self._slot.times[slots.LIMIT] = timeout or 0.0
+        self._slot.words[slots.MEMORY] = memory = loaded.options.get("memory", 0)
+        self._slot.words[slots.ATTEMPT] = claim.attempt
+        if timeout or memory:
+            self._wake()  # the parent looks at limits only while there are some
+        return ChunkRun(
+            loaded.function,
+            payload.columns,
+            base=payload.base,
+            lo=claim.lo,
+            hi=claim.hi if claim.stop < 0 else min(claim.hi, claim.stop),
+            attempt=claim.attempt,
+            star=loaded.options["star"],
+            each=payload.each,
+            precise=claim.crashes > 0 or timeout is not None or memory > 0,
+            budget=loaded.options["budget"],
+            slot=self._slot,
+            worker=self._name,
+            seeded=loaded.seeded,
+        )
+
+    def _payload(self, loaded: LoadedJob, claim: Claim) -> Payload | None:
+        """The chunk's items; when they cannot be unpickled all together, the client is asked to send each by itself."""
+        try:
+            return loaded.payload(self._key, claim.blob, claim.payload, self._depot)
+        except WireError as error:
+            self._give_verdict(loaded.job, f"worker {self._name} refused the items of a chunk: {error}")
+            return None
+        except BaseException as error:  # unpickling runs code of the user's classes
+            record = capture(error, "payload", "")._replace(pickled=b"")
+            self._report_errors(loaded, claim, record)
+            return None
+
+    def _report_errors(self, loaded: LoadedJob, claim: Claim, record: ErrorRecord) -> None:
+        run = ChunkRun(
+            loaded.function,
+            ([],),
+            base=claim.lo,
+            lo=claim.lo,
+            hi=claim.hi,
+            attempt=claim.attempt,
+            star=False,
+            each=False,
+            precise=True,
+            budget=None,
+            slot=self._slot,
+            worker=self._name,
+        )
+        run.values = [None] * (claim.hi - claim.lo)
+        run.errors = dict.fromkeys(range(claim.lo, claim.hi), record)
+        self._current = loaded.job, make_token(self._stamp, self._serial)
+        self._report(run, finished=True)
+
+    # -- reports -------------------------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Report what the running chunk has so far."""
+        run = self._run
+        if run is not None:
+            self._report(run)
+
+    def _report(self, run: ChunkRun, new_hi: int = -1, finished: bool = False) -> None:
+        with self._lock:
+            if not finished and self._run is not run:
+                return  # the flusher came too late: the lease is that of another chunk by now
+            lo, count, entry = self._entry(run)
+            if not entry and new_hi < 0 and not finished:
+                return
+            job, token = self._current
+
+            def call() -> Reported:
+                return self._store.report(job, token, lo, count, entry, new_hi=new_hi, finished=finished)
+
+            self._heed(run, self._persist(call))
+
+    def _finish(self, loaded: LoadedJob, ticket: str, run: ChunkRun, go_on: bool) -> Claim | None:
+        """The last report of a chunk, in one round trip with the next claim if the turn goes on."""
+        if run.fenced or not go_on or self._slot.asked_to_hand_back():
+            if not run.fenced:
+                self._report(run, finished=True)
+            return self._claim(loaded.job, ticket, first=False) if go_on and run.fenced else None
+        with self._lock:
+            lo, count, entry = self._entry(run)
+            job, token = self._current
+            have = self._have(job)
+            self._slot.words[slots.INDEX] = -1
+            self._serial += 1
+            next_token = make_token(self._stamp, self._serial)
+
+            def call() -> tuple[Reported, Claim]:
+                return self._store.report_and_claim(
+                    job, token, lo, count, entry, next_token=next_token, ticket=ticket, lease=self._lease, have=have
+                )
+
+            self._slot.child_claims(self._serial, job, ticket)
+            return self._persist(call)[1]
+
+    def _entry(self, run: ChunkRun) -> tuple[int, int, bytes]:
+        block = run.take()
+        if block is None:
+            return run.lo + run.taken, 0, b""
+        return block.lo, block.count, seal_block(self._key, self._current[0], block, self._depot)
+
+    def _persist(self, call: Callable[[], T]) -> T:
+        """Repeat a call while the store is away or full: finished work is worth waiting for."""
+        pause = 0.05
+        while True:
+            try:
+                return call()
+            except ClusterError:
+                if self._slot.asked_to_hand_back():
+                    raise
+                time.sleep(pause)
+                pause = min(2 * pause, PAUSE_LIMIT)
+
+    def _heed(self, run: ChunkRun, reply: Reported) -> None:
+        if reply.state != "ok":
+            run.fenced = True
+        elif reply.hi < run.hi:
+            run.hi = reply.hi
+        if 0 <= reply.stop < run.hi:
+            run.hi = reply.stop
+
+    def _flush_loop(self) -> None:
+        """The flusher: reports while an item runs, and gives the tail of an overrunning chunk back."""
+        while True:
+            self._busy.wait()
+            time.sleep(FLUSHER_SECONDS)
+            run = self._run
+            if run is not None:
+                with contextlib.suppress(ClusterError, SerializationError):  # the main thread reports again
+                    self._look_after(run)
+
+    def _look_after(self, run: ChunkRun) -> None:
+        now = time.monotonic()
+        if now - run.flushed < self._settings.flush_seconds:
+            return
+        run.flushed = now
+        new_hi = run.position + 1
+        overran = run.budget is not None and now - run.claimed >= run.budget
+        overran = overran or self._slot.asked_to_hand_back()
+        self._report(run, new_hi if overran and run.shrink(new_hi) else -1)
+
+
+def _group(loaded: LoadedJob) -> str:
+    return keys.group(loaded.sid, loaded.options.get("queue", ""))

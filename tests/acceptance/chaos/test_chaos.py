@@ -1,0 +1,38 @@
+"""Random faults on random jobs: every item has exactly one outcome, the right one, in its place, in bounded time.
+
+CHAOS_SEED=17 pytest tests/acceptance/chaos      plays one schedule again
+CHAOS_RUNS=500 pytest tests/acceptance/chaos     plays more of them
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from acceptance.chaos.schedule import CONFIG, HOSTS, PROCESSES, SETTINGS, Plan, Stage, play
+from acceptance.hosts import remote
+
+#: Schedules that share a server and hosts.
+BATCH = 10
+
+
+def batches() -> list[Sequence[int]]:
+    """The seeds, in batches."""
+    if seed := os.environ.get("CHAOS_SEED"):
+        return [[int(seed)]]
+    first, runs = int(os.environ.get("CHAOS_FIRST", "0")), int(os.environ.get("CHAOS_RUNS", "40"))
+    return [range(lo, min(lo + BATCH, first + runs)) for lo in range(first, first + runs, BATCH)]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seeds", batches(), ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
+def test_chaos(seeds: Sequence[int], tmp_path: Path) -> None:
+    """Whatever goes wrong meanwhile, a job ends as if nothing had."""
+    with remote(HOSTS, PROCESSES, config=CONFIG, **SETTINGS) as (rig, cluster):
+        stage = Stage(rig, cluster)
+        for seed in seeds:
+            plan = Plan.draw(seed)
+            account = play(stage, plan, tmp_path / f"log{seed}")
+            print(f"{plan}: took {account.seconds:.1f} s, {account.doubled} items ran twice", flush=True)

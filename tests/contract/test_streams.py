@@ -1,0 +1,208 @@
+"""Every store: streams are read and trimmed, sessions woken, lingering children handed work, beats kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+from contract.bench import LONG, SID, Bench
+from support import eventually
+
+from nbparallel.model import Chunk
+from nbparallel.store.protocol import Submission
+
+#: Longer than any test should block, in ms, and shorter than the time in which a silent server counts as away.
+BLOCK = 4000
+
+
+@pytest.fixture
+def thread() -> Iterator[ThreadPoolExecutor]:
+    """A thread that calls the store and waits there."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def test_a_stream_is_read_in_order_from_any_place(bench: Bench) -> None:
+    """Entries come in the order of their reports, each after the id that was read last."""
+    bench.start((0, 9))
+    for lo in range(3):
+        bench.report("k0", lo, 1, b"entry %d" % lo)
+    ((name, entries),) = bench.store.read({bench.job: "0"}, 0)
+    assert name == bench.job
+    assert [entry for _, entry in entries] == [b"entry 0", b"entry 1", b"entry 2"]
+    assert bench.store.read({bench.job: entries[0][0]}, 0) == [(name, entries[1:])]
+    assert bench.store.read({bench.job: entries[-1][0]}, 0) == []
+
+
+def test_only_streams_with_news_are_answered(bench: Bench) -> None:
+    """Streams that are unknown or have nothing new are left out; those of jobs and sessions mix."""
+    bench.start((0, 9))
+    silent = bench.job[:-1] + "7"
+    found = bench.store.read({silent: "0", f"wake:{SID}": "0", bench.job: "0"}, 0)
+    assert [(name, [data for _, data in entries]) for name, entries in found] == [(f"wake:{SID}", [b""])]
+
+
+def test_reading_goes_on_where_it_was_cut(bench: Bench) -> None:
+    """A long stream comes in parts; none of it is left out."""
+    bench.start((0, 1200))
+    for lo in range(1200):
+        bench.report("k0", lo, 1, b"%d" % lo)
+    read, last = [], "0"
+    while found := bench.store.read({bench.job: last}, 0):
+        ((_, entries),) = found
+        assert len(entries) <= 500
+        read += [int(entry) for _, entry in entries]
+        last = entries[-1][0]
+    assert read == list(range(1200))
+
+
+def test_trimming_deletes_what_was_consumed(bench: Bench) -> None:
+    """Entries up to the id are gone, later ones stay, and trimming again does nothing."""
+    bench.start((0, 9))
+    for lo in range(3):
+        bench.report("k0", lo, 1, b"entry %d" % lo)
+    ((_, entries),) = bench.store.read({bench.job: "0"}, 0)
+    for _ in range(2):
+        bench.store.trim(bench.job, entries[1][0])
+        assert bench.entries == [b"entry 2"]
+    bench.store.trim(bench.job, entries[2][0])
+    bench.report("k0", 3, 1, b"entry 3")
+    ((_, later),) = bench.store.read({bench.job: entries[2][0]}, 0)
+    assert [entry for _, entry in later] == [b"entry 3"], "ids rise although the stream was empty"
+
+
+@pytest.mark.parametrize("event", ["report", "wake", "submit", "verdict"])
+def test_a_read_that_waits_returns_at_an_event(bench: Bench, thread: ThreadPoolExecutor, event: str) -> None:
+    """Whoever waits for outcomes is told at once of a report, a wake-up, and work for a new stream."""
+    bench.start((0, 9))
+    ((_, woken),) = bench.store.read({f"wake:{SID}": "0"}, 0)
+    waits = thread.submit(bench.store.read, {bench.job: "0", f"wake:{SID}": woken[-1][0]}, BLOCK)
+    steps: dict[str, Callable[[], object]] = {
+        "report": lambda: bench.report("k0", 0, 1),
+        "wake": lambda: bench.store.wake(SID),
+        "submit": lambda: bench.submit((9, 10)),
+        "verdict": lambda: bench.store.verdict(bench.job, b"reason"),
+    }
+    steps[event]()
+    ((name, entries),) = waits.result(BLOCK / 1000 - 1)
+    assert name == (bench.job if event in ("report", "verdict") else f"wake:{SID}")
+    assert len(entries) == 1
+
+
+def test_no_time_means_no_waiting(bench: Bench) -> None:
+    """A read or a linger of 0 ms answers at once with what there is."""
+    bench.start((0, 9))
+    assert bench.store.read({bench.job: "0"}, 0) == []
+    bench.report("k0", 0, 1)
+    assert len(bench.store.read({bench.job: "0"}, 0)) == 1
+    assert bench.store.linger("child", SID, 0) is None
+
+
+def test_wake_ups_do_not_pile_up(bench: Bench) -> None:
+    """A session that is woken often finds one entry."""
+    for _ in range(5):
+        bench.store.wake(SID)
+    ((_, entries),) = bench.store.read({f"wake:{SID}": "0"}, 0)
+    assert len(entries) == 1
+
+
+def linger(bench: Bench, thread: ThreadPoolExecutor, ms: int = BLOCK) -> Future[tuple[str, str] | None]:
+    """A child that lingers for the session, in another thread."""
+    return thread.submit(bench.store.linger, "child", SID, ms)
+
+
+def test_a_lingering_child_is_handed_the_next_ticket(bench: Bench, thread: ThreadPoolExecutor) -> None:
+    """A ticket minted while a child of the session lingers needs no message: the child has it."""
+    bench.open()
+    waits, numbers = linger(bench, thread), iter(range(1000))
+
+    def handed() -> bool:
+        at = next(numbers)
+        return not bench.store.submit(
+            bench.job, 9999, [f"h{at}"], [Submission(at + 1, Chunk(f"c{at}", at, at + 1, 1, "b"), b"")]
+        ).tickets
+
+    eventually(handed, what="a ticket is handed to the child")
+    found = waits.result(BLOCK / 1000 - 1)
+    assert found is not None
+    assert found[0] == bench.job
+    assert bench.claim("k", found[1]).state == "chunk"
+
+
+def test_nothing_comes_when_nothing_is_minted(bench: Bench) -> None:
+    """Lingering ends in its time without work, and work that comes later is published."""
+    assert bench.store.linger("child", SID, 5) is None
+    bench.open()
+    assert len(bench.submit((0, 1)).tickets) == 1
+
+
+def test_a_child_lingers_for_its_own_session(bench: Bench, thread: ThreadPoolExecutor) -> None:
+    """Work of another session is not handed to it."""
+    waits = thread.submit(bench.store.linger, "child", "another", 200)
+    bench.open()
+    assert len(bench.submit((0, 1)).tickets) == 1
+    assert waits.result(BLOCK / 1000) is None
+
+
+def test_no_ticket_is_lost_between_bell_and_message(bench: Bench, thread: ThreadPoolExecutor) -> None:
+    """Tickets minted just as a child begins or stops to linger are published or handed over."""
+    bench.open()
+    stop, handed = threading.Event(), []
+
+    def turns() -> None:
+        while not stop.is_set():
+            if found := bench.store.linger("child", SID, 1):
+                handed.append(found[1])
+
+    waits = thread.submit(turns)
+    try:
+        published = [ticket for lo in range(300) for ticket in bench.submit((lo, lo + 1), cap=9999).tickets]
+        # The last one may have been rung for and not yet taken.
+        eventually(lambda: len(published) + len(handed) >= 300, what="every ticket is published or handed over")
+    finally:
+        stop.set()
+        waits.result()
+    assert bench.store.peek(bench.job).tickets == 300
+    assert len({*published, *handed}) == 300
+
+
+@pytest.mark.parametrize("event", ["stop", "verdict"])
+def test_the_end_of_a_job_is_published(bench: Bench, thread: ThreadPoolExecutor, event: str) -> None:
+    """Everyone who listens is told which job ends, and from which item on, until they have heard enough."""
+    heard: list[str] = []
+    listens = thread.submit(bench.store.listen, heard.append, lambda: bool(heard))
+    number = 0
+    while not listens.done():  # the subscription may take a moment, and a verdict is given once
+        bench.job = f"{bench.job.rpartition('.')[0]}.{number}"
+        bench.start((0, 4))
+        bench.store.stop(bench.job, 3) if event == "stop" else bench.store.verdict(bench.job, b"reason")
+        number += 1
+    listens.result()
+    word, job, stop = heard[0].split(" ")
+    assert (word, job.rpartition(".")[0], stop) == (
+        "stop",
+        bench.job.rpartition(".")[0],
+        "3" if event == "stop" else "0",
+    )
+
+
+def test_workers_live_as_long_as_their_beat(bench: Bench) -> None:
+    """What a worker says last is known until its time is over or it says goodbye."""
+    bench.store.beat("w1", b"old", LONG)
+    bench.store.beat("w1", b"new", LONG)
+    bench.store.beat("w2", b"w2", LONG)
+    bench.store.beat("w3", b"w3", 20)
+    bench.pass_time(25)
+    assert bench.store.workers() == {"w1": b"new", "w2": b"w2"}
+    for _ in range(2):
+        bench.store.unbeat("w2")
+        assert bench.store.workers() == {"w1": b"new"}
+
+
+def test_one_start_of_a_server_has_one_name(bench: Bench) -> None:
+    """The run id stays while the server runs, whatever becomes of connections."""
+    name = bench.store.run_id()
+    bench.store.close_connections()
+    assert bench.store.run_id() == name != ""
