@@ -25,6 +25,13 @@ def square(x: int) -> int:
     return x * x
 
 
+def opened(gate: Path) -> bool:
+    """Occupies its process until the file is there."""
+    while not gate.exists():
+        time.sleep(0.01)
+    return True
+
+
 def test_submit_and_map(cluster: Cluster) -> None:
     """Calls run in other processes; any function and any arguments will do."""
     offset = 10
@@ -46,8 +53,8 @@ def test_a_single_call_does_not_wait_for_others(cluster: Cluster) -> None:
             assert (second.result(10), first.result(10)) == (9, 4)
 
 
-def test_many_calls_share_chunks(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten thousand calls make one job with far fewer chunks."""
+def test_many_calls_share_chunks(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ten thousand calls that wait for a free process make one job with far fewer chunks."""
     started: list[Any] = []
     start = feed.Feed._start
 
@@ -57,7 +64,11 @@ def test_many_calls_share_chunks(cluster: Cluster, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(feed.Feed, "_start", noting)
     with Executor(session=cluster) as executor:
+        gate = tmp_path / "gate"
+        holders = [executor.submit(opened, gate) for _ in range(2)]
         futures = [executor.submit(square, i) for i in range(10_000)]
+        gate.touch()
+        assert [holder.result(30) for holder in holders] == [True, True]
         assert sum(future.result(30) for future in futures) == sum(i * i for i in range(10_000))
     assert len(started) == 1
     assert started[0].snapshot().chunks < 2_000
@@ -89,7 +100,7 @@ def test_errors_belong_to_their_calls(cluster: Cluster) -> None:
         bad = executor.submit(lambda: {}["key"])
         argument = executor.submit(square, threading.Lock())
         result = executor.submit(threading.Lock)
-        fatal = executor.submit(os._exit, 3)
+        fatal = executor.submit(lambda: os._exit(3))
         fine += [executor.submit(square, i) for i in range(5)]
         assert [future.result(30) for future in fine] == [0, 1, 4, 9, 16] * 2
         with pytest.raises(KeyError, match="key"):
