@@ -6,8 +6,10 @@ The client publishes tickets with ``publish``; in a worker the task hands them t
 
 from __future__ import annotations
 
+import json
 from base64 import b64decode, b64encode
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, Signature, Task, signature
@@ -25,7 +27,9 @@ __all__ = ["FORKJOIN_TASK", "TASK_NAME", "add_forkjoin", "forkjoin_signature", "
 TASK_NAME = "nbparallel.turn"
 #: Name of the task that runs a whole fork-join; only in applications that were given it.
 FORKJOIN_TASK = "nbparallel.forkjoin"
-
+#: Pause between two questions whether SQS has messages, in seconds. While all processes are busy it is the interval at
+#: which kombu looks whether they are, so that it may not be 0.
+SQS_PAUSE_SECONDS = 0.1
 
 #: What a worker does with a ticket: job id, epoch, ticket, queue → a word for those who watch.
 TakeTurn = Callable[[str, int, str, str], str]
@@ -62,13 +66,42 @@ def make_app(broker_url: str, settings: Settings, take_turn: TakeTurn | None = N
         worker_enable_prefetch_count_reduction=False,
         broker_connection_max_retries=None,
     )
+    scheme = broker_url.partition(":")[0]
+    if scheme == "sqs":
+        _check_sqs(working=take_turn is not None)
+        # It carries tickets alone: remote control and events need what it lacks.
+        app.conf.update(worker_enable_remote_control=False, worker_send_task_events=False)
     if take_turn is not None:
         app.task(name=TASK_NAME, bind=True, ignore_result=True, acks_late=True)(_task(take_turn))
-    elif broker_url.startswith("redis"):
-        # A server that accepts and never answers must not block whoever publishes.
-        patience = settings.connect_seconds
-        app.conf.broker_transport_options = {"socket_connect_timeout": patience, "socket_timeout": max(patience, 5)}
+    ours = _transport_options(scheme, settings.connect_seconds, working=take_turn is not None)
+    app.conf.broker_transport_options = {**ours, **json.loads(settings.broker_options)}
     return app
+
+
+def _transport_options(scheme: str, patience: float, *, working: bool) -> dict[str, Any]:
+    """What we ask of a broker, in kombu's words, unless the user asks for something else."""
+    if scheme == "sqs":
+        # A worker's requests last as long as no message comes; the pause between two of them only adds to that.
+        client = {"connect_timeout": patience, "read_timeout": max(patience, 5), "retries": {"total_max_attempts": 2}}
+        return {"polling_interval": SQS_PAUSE_SECONDS, "client-config": client}
+    if scheme.startswith(("redis", "sentinel")) and not working:
+        # A server that accepts and never answers must not block whoever publishes.
+        return {"socket_connect_timeout": patience, "socket_timeout": max(patience, 5)}
+    return {}
+
+
+def _check_sqs(*, working: bool) -> None:
+    """Make sure that what kombu needs for SQS is there: it says so late, and in its own words.
+
+    Raises:
+        UsageError: naming what is missing and what to install.
+    """
+    missing = [name for name in ("boto3", "urllib3", *(("pycurl",) if working else ())) if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"an SQS broker needs the package{'s' * (len(missing) > 1)} {' and '.join(missing)}: "
+            "pip install 'nbparallel[sqs]'"
+        )
 
 
 def _task(take_turn: TakeTurn) -> Callable[..., str]:

@@ -81,12 +81,14 @@ def _parser() -> argparse.ArgumentParser:
 def _add_cluster(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", help="store of the cluster, such as redis://host:6379/0")
     parser.add_argument("--broker-url", help="broker, when it is not the store")
+    parser.add_argument("--broker-options", metavar="JSON", help="options for that broker, as Celery knows them")
     parser.add_argument("--key-file", help="file that holds the cluster's key; the same on clients and workers")
     parser.add_argument("--namespace", help="prefix of all keys in the store")
 
 
 def _arguments(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("url", "broker_url", "key_file", "namespace")}
+    names = ("url", "broker_url", "broker_options", "key_file", "namespace")
+    return {name: getattr(options, name) for name in names}
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -8,8 +8,12 @@ from typing import Literal, NamedTuple
 
 __all__ = ["Block", "Chunk", "Details", "ErrorRecord", "FailureGroup", "JobState", "Lane", "Snapshot", "WorkerInfo"]
 
-#: Version of keys, scripts, messages and blobs; raised whenever one of them changes incompatibly.
+#: Version of keys, scripts, messages and blobs; raised whenever one of them changes.
 PROTOCOL_VERSION = 1
+#: The oldest version that understands what this one writes, and whose writing this one understands; raised only by
+#: changes that cannot be made otherwise. Client and workers may differ as long as each is in the other's range, so
+#: that a cluster can be upgraded a machine at a time.
+OLDEST_PROTOCOL = 1
 
 JobState = Literal["starting", "running", "done", "failed", "cancelled"]
 
@@ -85,16 +89,19 @@ class Block:
 
 
 class WorkerInfo(NamedTuple):
-    """What a worker says of itself in its beat."""
+    """What a worker says of itself in its beat; ``versions`` as ``pickling.versions`` has them."""
 
     id: str
     host: str
     processes: int
     queues: tuple[str, ...]
-    python: str
-    cloudpickle: str
-    protocol: int
+    versions: tuple[str, str, int, int]
     running: Mapping[str, str] = {}
+
+    @property
+    def python(self) -> str:
+        """The version of its Python, major and minor."""
+        return self.versions[0]
 
 
 class Lane(NamedTuple):

@@ -30,7 +30,7 @@ import cloudpickle
 
 from . import culprit, modules
 from .errors import SerializationError, WireError
-from .model import PROTOCOL_VERSION
+from .model import OLDEST_PROTOCOL, PROTOCOL_VERSION
 from .wire import Buffer
 
 __all__ = [
@@ -201,21 +201,36 @@ def load_function(view: Buffer) -> Any:
     return load(view[end:])
 
 
-def versions() -> tuple[str, str, int]:
-    """Python's (major and minor), cloudpickle's and the protocol's version: what both sides must share."""
-    return f"{sys.version_info[0]}.{sys.version_info[1]}", cloudpickle.__version__, PROTOCOL_VERSION
+def versions() -> tuple[str, str, int, int]:
+    """Python's (major and minor) and cloudpickle's version; the protocol's, and the oldest that this one goes with."""
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    return python, cloudpickle.__version__, PROTOCOL_VERSION, OLDEST_PROTOCOL
 
 
-def check_versions(theirs: tuple[str, str, int], who: str = "the worker", here: str = "this process") -> str | None:
-    """Why pickles cannot be exchanged with someone of these versions, or None when they can."""
+def check_versions(theirs: Sequence[Any], who: str = "the worker", here: str = "this process") -> str | None:
+    """Why nothing can be exchanged with someone of these versions, or None when it can.
+
+    Python and cloudpickle must be the same; of nbparallel's protocol each side must be in the other's range.
+    """
     ours = versions()
-    if tuple(theirs) == ours:
-        return None
-    pairs = zip(("Python", "cloudpickle", "nbparallel protocol"), ours, theirs, strict=True)
+    pairs = zip(("Python", "cloudpickle"), ours, theirs, strict=False)
     differing = [(part, mine, yours) for part, mine, yours in pairs if mine != yours]
-    own = ", ".join(f"{part} {version}" for part, version, _ in differing)
-    there = ", ".join(f"{part} {version}" for part, _, version in differing)
-    return f"{here} runs {own}, {who} {there}; functions can only travel between equal versions"
+    if differing:
+        own = ", ".join(f"{part} {version}" for part, version, _ in differing)
+        there = ", ".join(f"{part} {version}" for part, _, version in differing)
+        return f"{here} runs {own}, {who} {there}; functions can only travel between equal versions"
+    newest, oldest = theirs[2], theirs[3]
+    if oldest <= ours[2] and ours[3] <= newest:
+        return None
+    behind = here if ours[2] < oldest else who
+    return (
+        f"{here} speaks nbparallel protocol {_range(ours[3], ours[2])}, {who} {_range(oldest, newest)}; upgrade "
+        f"nbparallel for {behind}"
+    )
+
+
+def _range(oldest: int, newest: int) -> str:
+    return str(newest) if oldest == newest else f"{oldest} to {newest}"
 
 
 class _Pickler(cloudpickle.Pickler):

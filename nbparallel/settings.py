@@ -5,6 +5,7 @@ All times are in seconds, all sizes in bytes.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -21,8 +22,8 @@ KEY_BYTES = 16
 ENVIRONMENT_PREFIX = "NBPARALLEL_"
 
 
-def _setting(default: Any, help: str, *, low: float | None = None) -> Any:
-    return field(default=default, metadata={"help": help, "low": low})
+def _setting(default: Any, help: str, *, low: float | None = None, json: bool = False) -> Any:
+    return field(default=default, metadata={"help": help, "low": low, "json": json})
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Settings:
 
     url: str | None = _setting(None, "store (and broker) of a cluster that runs elsewhere; none: embedded")
     broker_url: str | None = _setting(None, "broker, when it is not the store")
+    broker_options: str = _setting(
+        "{}", 'the broker\'s options for Celery, as JSON: {"region": "eu-central-1"}', json=True
+    )
     key_file: str | None = _setting(None, "file that holds the cluster's key")
     namespace: str = _setting("default", "prefix of all keys in the store; separates users of one server")
     queue: str = _setting("nbparallel", "Celery queue that carries the tickets")
@@ -97,6 +101,8 @@ def _resolve(arguments: Mapping[str, Any], environ: Mapping[str, str] | None) ->
 
 
 def _convert(spec: Any, value: Any, where: str) -> Any:
+    if spec.metadata["json"]:
+        return _json_object(value, where)
     kind = str if spec.type.startswith("str") else {"int": int, "float": float}[spec.type]
     if isinstance(value, bool) or (kind is str and not isinstance(value, str)):
         raise UsageError(f"{where} must be of type {kind.__name__}, not {value!r}")
@@ -108,6 +114,17 @@ def _convert(spec: Any, value: Any, where: str) -> Any:
     if low is not None and not converted >= low:  # also refuses nan
         raise UsageError(f"{where} must be at least {low}, not {value!r}")
     return converted
+
+
+def _json_object(value: Any, where: str) -> str:
+    """A JSON object as text; a mapping will do as well."""
+    try:
+        data = json.loads(value) if isinstance(value, str) else value
+        if not isinstance(data, Mapping):
+            raise TypeError
+        return json.dumps(dict(data))
+    except (TypeError, ValueError):
+        raise UsageError(f'{where} must be a JSON object such as {{"region": "eu-central-1"}}, not {value!r}') from None
 
 
 def read_key(path: str) -> bytes:

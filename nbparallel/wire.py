@@ -15,7 +15,7 @@ from hashlib import blake2b
 from typing import Any, TypeAlias
 
 from .errors import UsageError, WireError
-from .model import PROTOCOL_VERSION, Block, ErrorRecord
+from .model import OLDEST_PROTOCOL, PROTOCOL_VERSION, Block, ErrorRecord
 
 __all__ = ["Buffer", "Place", "decode_block", "encode_block", "seal", "unseal"]
 
@@ -27,25 +27,34 @@ Place: TypeAlias = "tuple[str | int, ...]"
 
 #: First bytes of every sealed blob. Magic and version fill 16 bytes, so that a body starts aligned for numbers.
 MAGIC = b"nbparallel\0\0\0\0"
-VERSION = PROTOCOL_VERSION.to_bytes(2, "little")
+VERSION_BYTES = 2
 MAC_BYTES = 16
 #: Values start at a multiple of this many bytes.
 ALIGNMENT = 64
-PREFIX_BYTES = len(MAGIC) + len(VERSION) + MAC_BYTES
+PREFIX_BYTES = len(MAGIC) + VERSION_BYTES + MAC_BYTES
 
 
 def seal(key: bytes, place: Place, body: Buffer | Sequence[Buffer]) -> bytes:
     """The body (one buffer or several, joined) with magic, version and a keyed MAC over version, place and body.
 
+    The version is the oldest that can read it.
+
     Raises:
         UsageError: the key is not 16 to 64 bytes long.
     """
     parts = (body,) if isinstance(body, (bytes, bytearray, memoryview)) else tuple(body)
-    return b"".join((MAGIC, VERSION, _mac(key, place, parts), *parts))
+    version = OLDEST_PROTOCOL.to_bytes(VERSION_BYTES, "little")
+    return b"".join((MAGIC, version, _mac(key, OLDEST_PROTOCOL, place, parts), *parts))
 
 
-def unseal(key: bytes, place: Place, blob: Buffer) -> memoryview:
+def unseal(key: bytes, place: Place, blob: Buffer, *, any_version: bool = False) -> memoryview:
     """The body of a sealed blob, without copying it.
+
+    Args:
+        key: the cluster's secret.
+        place: where the blob was found.
+        blob: what was found there.
+        any_version: for what tells each side which versions the other runs, and so only ever gains fields.
 
     Raises:
         WireError: it was not sealed with this key for this place; the message says which check failed.
@@ -55,29 +64,30 @@ def unseal(key: bytes, place: Place, blob: Buffer) -> memoryview:
         raise WireError(f"refused a blob for {_name(place)}: {len(view)} bytes are too few for a sealed one")
     if view[: len(MAGIC)] != MAGIC:
         raise WireError(f"refused a blob for {_name(place)}: nbparallel did not write it (wrong magic)")
-    version = bytes(view[len(MAGIC) : len(MAGIC) + 2])
-    if version != VERSION:
-        theirs = int.from_bytes(version, "little")
+    version = int.from_bytes(view[len(MAGIC) : len(MAGIC) + VERSION_BYTES], "little")
+    if not any_version and not OLDEST_PROTOCOL <= version <= PROTOCOL_VERSION:
         raise WireError(
-            f"refused a blob for {_name(place)}: protocol version {theirs}, not {PROTOCOL_VERSION}; "
-            "use the same nbparallel for client and workers"
+            f"refused a blob for {_name(place)}: it is for protocol version {version}, this nbparallel reads "
+            f"{OLDEST_PROTOCOL} to {PROTOCOL_VERSION}; upgrade the older of client and workers"
         )
     body = view[PREFIX_BYTES:]
-    if not hmac.compare_digest(bytes(view[PREFIX_BYTES - MAC_BYTES : PREFIX_BYTES]), _mac(key, place, (body,))):
+    if not hmac.compare_digest(
+        bytes(view[PREFIX_BYTES - MAC_BYTES : PREFIX_BYTES]), _mac(key, version, place, (body,))
+    ):
         raise WireError(
             f"refused a blob for {_name(place)}: wrong MAC (made with another key, for another place, or altered)"
         )
     return body
 
 
-def _mac(key: bytes, place: Place, parts: Sequence[Buffer]) -> bytes:
+def _mac(key: bytes, version: int, place: Place, parts: Sequence[Buffer]) -> bytes:
     if not 16 <= len(key) <= 64:  # an empty key would make blake2b an unkeyed hash
         raise UsageError(f"a key must have 16 to 64 bytes, not {len(key)}")
     for part in place:
         if type(part) is not str and type(part) is not int:
             raise TypeError(f"a place is made of str and int, not {part!r}")
     # ascii() of plain str and int is unambiguous and the same on every Python; the length ends it.
-    where = ascii((PROTOCOL_VERSION, *place)).encode()
+    where = ascii((version, *place)).encode()
     state = blake2b(len(where).to_bytes(8, "little") + where, key=key, digest_size=MAC_BYTES, person=b"nbparallel")
     for buffer in parts:
         state.update(buffer)

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,6 +44,13 @@ def eventually(predicate: Callable[[], T], within: float = 5.0, what: str = "") 
 def unavailable(what: str) -> None:
     """Skip the test because ``what`` is missing; in CI that is a failure, for there nothing may be missing."""
     (pytest.fail if IN_CI else pytest.skip)(f"{what} is not installed")
+
+
+def needed(*packages: str) -> None:
+    """Skip the test when a package is missing; in CI fail it."""
+    for package in packages:
+        if find_spec(package) is None:
+            unavailable(package)
 
 
 # --- servers -----------------------------------------------------------------------------------------------------

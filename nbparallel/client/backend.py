@@ -57,20 +57,17 @@ def read_workers(store: RedisStore, key: bytes) -> tuple[list[WorkerInfo], list[
     workers, strangers = [], []
     for id, sealed in store.workers().items():
         try:
-            says = json.loads(bytes(unseal(key, ("worker", id), sealed)))
+            says = json.loads(bytes(unseal(key, ("worker", id), sealed, any_version=True)))
         except WireError:
             strangers.append(id)
             continue
-        python, cloudpickle, protocol = says["versions"]
         workers.append(
             WorkerInfo(
                 id,
                 says["host"],
                 says["processes"],
                 tuple(says["queues"]),
-                python,
-                cloudpickle,
-                protocol,
+                tuple(says["versions"]),
                 says["running"],
             )
         )
@@ -86,10 +83,7 @@ def refusal(workers: list[WorkerInfo], strangers: list[str]) -> KeyMismatch | Ve
     """
     if strangers and not workers:
         return KeyMismatch("the workers of this cluster hold another key; give both sides the same key file")
-    mismatches = [
-        check_versions((worker.python, worker.cloudpickle, worker.protocol), f"worker {worker.host}")
-        for worker in workers
-    ]
+    mismatches = [check_versions(worker.versions, f"worker {worker.host}") for worker in workers]
     return VersionMismatch(mismatches[0]) if mismatches and all(mismatches) else None
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
@@ -202,6 +202,7 @@ def connect(
     key: bytes | str | None = None,
     key_file: str | None = None,
     broker_url: str | None = None,
+    broker_options: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> RemoteCluster:
     """Connect to a cluster that runs elsewhere.
@@ -210,7 +211,9 @@ def connect(
         url: its Redis or Valkey, such as ``redis://:password@host:6379/0`` or ``rediss://...``.
         key: the cluster's secret, at least 16 bytes, the same as the workers'.
         key_file: a file that holds it instead.
-        broker_url: the broker when it is not the store, such as ``amqp://...``.
+        broker_url: the broker when it is not the store, such as ``amqp://...`` or ``sqs://``.
+        broker_options: what Celery calls the broker's transport options, such as ``{"region": "eu-central-1"}``; the
+            workers need the same, from ``NBPARALLEL_BROKER_OPTIONS`` or ``--broker-options`` as JSON.
         **settings: any of ``Settings``, such as ``queue`` or ``namespace``.
 
     Raises:
@@ -220,7 +223,8 @@ def connect(
     """
     if type(url) is not str or not url:
         raise UsageError(f"url must be text such as redis://:password@host:6379/0, not {url!r}")
-    in_force = Settings.load({"url": url, "key_file": key_file, "broker_url": broker_url, **settings})
+    broker = {"broker_url": broker_url, "broker_options": broker_options}
+    in_force = Settings.load({"url": url, "key_file": key_file, **broker, **settings})
     if key is not None and key_file is not None:
         raise UsageError("give either key or key_file, not both")
     if key is None:
@@ -243,8 +247,9 @@ def _check_broker(url: str, settings: Settings) -> None:
         return
     from .. import celery
 
+    app = celery.make_app(url, settings)
     try:
-        with celery.make_app(url, settings).connection_for_write() as connection:
+        with app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, timeout=math.ceil(settings.connect_seconds))
     except Exception as error:  # every transport raises errors of its own library
         shown = hide_password(url)

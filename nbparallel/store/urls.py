@@ -11,9 +11,10 @@ __all__ = ["broker_url", "check_store_url", "hide_password", "store_url"]
 
 
 def hide_password(url: str) -> str:
-    """The URL as it may be shown: with its password replaced by ``***``, wherever it stands."""
+    """The URL, or a broker's options, as they may be shown: with passwords replaced by ``***``, wherever they stand."""
     url = re.sub(r"(//[^:/@]*:).*@", r"\1***@", url)  # up to the last @: people forget to quote those in passwords
-    return re.sub(r"([?&]password=)[^&]*", r"\1***", url)
+    url = re.sub(r"([?&]\w*password=)[^&]*", r"\1***", url)
+    return re.sub(r'("\w*(?:password|secret|token|key)\w*": ")[^"]*', r"\1***", url)
 
 
 def store_url(url: str) -> str:

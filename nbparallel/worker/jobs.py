@@ -58,7 +58,7 @@ def load_job(key: bytes, job: str, claim: Claim, depot: Depot | None = None) -> 
     options = open_meta(key, job, claim.meta)
     if options["sid"] != sid:
         raise WireError(f"job {job} was moved to another session")
-    refusal = check_versions(tuple(options["versions"]), "the client", "the worker") or ""
+    refusal = check_versions(options["versions"], "the client", "the worker") or ""
     if refusal:
         return LoadedJob(job, sid, lambda: None, options, refusal)
     function = load_function(open_body(key, place(job, "function"), claim.function, depot))

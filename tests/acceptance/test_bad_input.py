@@ -80,7 +80,7 @@ def one(x: Any) -> Any:
         (lambda: Cluster(workers=-1), "workers must be a whole number, 0 (one per usable core) or more, not -1"),
         (lambda: Cluster(workers="2"), "workers must be a whole number"),
         (lambda: Cluster(init=3), "init must be a function without arguments, not 3"),
-        (lambda: Cluster(leas_seconds=3), "unknown setting 'leas_seconds'; known are broker_url"),
+        (lambda: Cluster(leas_seconds=3), "unknown setting 'leas_seconds'; known are broker_options"),
         (lambda: Cluster(lease_seconds="soon"), "setting lease_seconds must be of type float, not 'soon'"),
         (lambda: Cluster(lease_seconds=-1), "setting lease_seconds must be at least 0.1, not -1"),
     ],

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import eventually, free_port, unavailable
+from acceptance.aws import moto_server
+from support import eventually, needed
 
 from nbparallel import Cluster, RetryPolicy, pmap
 from nbparallel.files import TransferFailed, declare
@@ -44,34 +41,12 @@ class Bucket:
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Bucket]:
     """An S3 server with a bucket ``weather``."""
-    pytest.importorskip("s3fs")
-    try:
-        import moto  # noqa: F401
-    except ImportError:
-        unavailable("moto")
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="s3") as directory:
-        log = Path(directory) / "log"
-        with log.open("wb") as out:
-            server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=out, stderr=out)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            eventually(lambda: _answers(url), 40, "moto's server answers")
-            keys = {"key": "test", "secret": "test"}
-            bucket = Bucket(url, log, {"s3": {"endpoint_url": url, **keys}})
-            bucket.system().mkdir("weather")
-            yield bucket
-        finally:
-            server.kill()
-            server.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=1):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
+    needed("s3fs")
+    with moto_server() as server:
+        keys = {"key": "test", "secret": "test"}
+        bucket = Bucket(server.url, server.log, {"s3": {"endpoint_url": server.url, **keys}})
+        bucket.system().mkdir("weather")
+        yield bucket
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import pytest
 from acceptance.elsewhere import NBPARALLEL, Elsewhere, elsewhere
 from support import eventually
 
-from nbparallel import Cluster, JobCancelled, JobError, UsageError, connect, pmap, pstarmap
+from nbparallel import Cluster, JobCancelled, JobError, UsageError, VersionMismatch, connect, pmap, pstarmap
+from nbparallel.model import PROTOCOL_VERSION
 from nbparallel.store.real import RedisStore
 
 
@@ -99,6 +100,47 @@ def test_a_broker_beside_the_store(remote: Elsewhere) -> None:
     remote.wait_for(0, "split")
 
 
+#: A worker of another release.
+OTHER = """
+import sys
+from nbparallel import model
+model.PROTOCOL_VERSION, model.OLDEST_PROTOCOL = {newest}, {oldest}
+from nbparallel.cli import main
+sys.exit(main(["worker", "--concurrency", "1", "--queues", {queue!r}]))
+"""
+
+
+@pytest.mark.parametrize("newer", [1, 2])
+def test_a_newer_worker_within_the_range(remote: Elsewhere, newer: int) -> None:
+    """A worker whose release still speaks our protocol runs our jobs: a cluster is upgraded a machine at a time."""
+    queue = f"newer-{newer}"
+    code = OTHER.format(newest=PROTOCOL_VERSION + newer, oldest=PROTOCOL_VERSION, queue=queue)
+    worker = remote.start("-c", code)
+    with remote.connect(queue=queue) as cluster:
+        assert pmap(lambda x: x + 1, range(50), session=cluster).result(timeout=30) == list(range(1, 51))
+    assert worker.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("newest", "oldest", "message"),
+    [
+        (PROTOCOL_VERSION + 2, PROTOCOL_VERSION + 1, "protocol {oldest} to {newest}.* for (this process|the client)"),
+        (PROTOCOL_VERSION - 1, PROTOCOL_VERSION - 1, "protocol {oldest},.* for (worker .*|the worker)"),
+    ],
+    ids=["too new", "too old"],
+)
+def test_a_worker_out_of_range(remote: Elsewhere, newest: int, oldest: int, message: str) -> None:
+    """A worker that does not go with us is refused by both ranges and by whom to upgrade, before anything runs."""
+    worker = remote.start("-c", OTHER.format(newest=newest, oldest=oldest, queue=f"other-{newest}"))
+    with remote.connect(queue=f"other-{newest}") as cluster:
+        job = pmap(abs, [-1], session=cluster)
+        # The client sees it in the worker's beat, or the worker in the job's rules, whichever comes first.
+        with pytest.raises(VersionMismatch) as caught:
+            job.result(timeout=30)
+    assert re.search(message.format(newest=newest, oldest=oldest), str(caught.value))
+    assert worker.end() == 0
+
+
 def test_the_environment_names_the_cluster(remote: Elsewhere) -> None:
     """With ``NBPARALLEL_URL`` and ``NBPARALLEL_KEY_FILE`` set, ``pmap`` uses that cluster and leaves quietly."""
     done = remote.run("-W", "error", "-c", "import nbparallel as n, os; print(*n.pmap(lambda _: os.getppid(), [1]))")
@@ -132,7 +174,7 @@ def test_repr_hides_the_password(remote: Elsewhere) -> None:
         ({"key": 16 * [0]}, "key must be at least 16 bytes"),
         ({"key": "k" * 16, "key_file": "f"}, "give either key or key_file, not both"),
         ({"key_file": "/no/such/file"}, "the key file /no/such/file cannot be read: No such file"),
-        ({"key": "k" * 16, "leas_seconds": 3}, "unknown setting 'leas_seconds'; known are broker_url"),
+        ({"key": "k" * 16, "leas_seconds": 3}, "unknown setting 'leas_seconds'; known are broker_options"),
         ({"key": "k" * 16, "lease_seconds": "soon"}, "setting lease_seconds must be of type float, not 'soon'"),
     ],
 )

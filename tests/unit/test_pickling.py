@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 from nbparallel import pickling
 from nbparallel.errors import SerializationError, WireError
-from nbparallel.model import PROTOCOL_VERSION
+from nbparallel.model import OLDEST_PROTOCOL, PROTOCOL_VERSION
 from nbparallel.pickling import decode_columns, dump, dump_function, encode_columns, load, load_function
 
 numbers = itertools.count()
@@ -487,16 +487,37 @@ def _elsewhere(x: int) -> int:
 def test_versions_agree_with_themselves() -> None:
     """Equal versions bring no message."""
     ours = pickling.versions()
-    assert ours == (f"{sys.version_info.major}.{sys.version_info.minor}", cloudpickle.__version__, PROTOCOL_VERSION)
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert ours == (python, cloudpickle.__version__, PROTOCOL_VERSION, OLDEST_PROTOCOL)
     assert pickling.check_versions(ours) is None
 
 
 def test_versions_that_differ_are_both_named() -> None:
     """The message names the differing versions of both sides, and no other."""
-    python, ours, protocol = pickling.versions()
-    message = pickling.check_versions(("2.7", ours, protocol), "worker w1")
+    python, ours, *protocol = pickling.versions()
+    message = pickling.check_versions(("2.7", ours, *protocol), "worker w1")
     assert message == (
         f"this process runs Python {python}, worker w1 Python 2.7; functions can only travel between equal versions"
     )
-    assert "cloudpickle 0.1" in (pickling.check_versions((python, "0.1", protocol)) or "")
-    assert "nbparallel protocol 0" in (pickling.check_versions((python, ours, 0)) or "")
+    assert "cloudpickle 0.1" in (pickling.check_versions((python, "0.1", *protocol)) or "")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        ((5, 5), None),
+        ((4, 3), None),
+        ((9, 5), None),
+        ((3, 3), None),
+        ((2, 1), "this process speaks nbparallel protocol 3 to 5, worker w1 1 to 2; upgrade nbparallel for worker w1"),
+        ((9, 6), "this process speaks nbparallel protocol 3 to 5, worker w1 6 to 9; upgrade nbparallel for this proc"),
+    ],
+)
+def test_protocols_go_together_within_their_ranges(
+    theirs: tuple[int, int], message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each side's version must be in the other's range; else the message names both ranges, and whom to upgrade."""
+    monkeypatch.setattr(pickling, "PROTOCOL_VERSION", 5)
+    monkeypatch.setattr(pickling, "OLDEST_PROTOCOL", 3)
+    said = pickling.check_versions((*pickling.versions()[:2], *theirs), "worker w1")
+    assert said == message if message is None else (said or "").startswith(message)

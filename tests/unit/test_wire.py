@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nbparallel import wire
 from nbparallel.errors import UsageError, WireError
-from nbparallel.model import PROTOCOL_VERSION, Block, ErrorRecord
+from nbparallel.model import OLDEST_PROTOCOL, PROTOCOL_VERSION, Block, ErrorRecord
 from nbparallel.wire import decode_block, encode_block, seal, unseal
 
 KEY = bytes(range(32))
@@ -93,7 +93,7 @@ def test_places_that_look_alike_differ(one: tuple[str | int, ...], other: tuple[
 
 def test_place_and_body_do_not_run_together() -> None:
     """Bytes cannot wander from the place into the body."""
-    where = ascii((PROTOCOL_VERSION, *PLACE)).encode()
+    where = ascii((OLDEST_PROTOCOL, *PLACE)).encode()
     assert seal(KEY, PLACE, b"x")[16:32] != seal(KEY, (), where + b"x")[16:32]
 
 
@@ -107,7 +107,7 @@ def test_other_versions_and_magics_are_told_apart() -> None:
     """The message says whether length, magic or version was wrong."""
     blob = bytearray(seal(KEY, PLACE, b"body"))
     blob[14] += 1
-    with pytest.raises(WireError, match=f"protocol version {PROTOCOL_VERSION + 1}, not {PROTOCOL_VERSION}"):
+    with pytest.raises(WireError, match=f"it is for protocol version {OLDEST_PROTOCOL + 1}, this nbparallel reads"):
         unseal(KEY, PLACE, blob)
     with pytest.raises(WireError, match="magic"):
         unseal(KEY, PLACE, b"REDIS" + bytes(blob[5:]))
@@ -115,12 +115,29 @@ def test_other_versions_and_magics_are_told_apart() -> None:
         unseal(KEY, PLACE, b"nbp")
 
 
-def test_version_is_part_of_the_mac(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_is_part_of_the_mac() -> None:
     """Rewriting the version in the head does not make an old blob a new one."""
-    blob = seal(KEY, PLACE, b"body")
-    monkeypatch.setattr(wire, "PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
+    blob = bytearray(seal(KEY, PLACE, b"body"))
+    blob[14] += 1
     with pytest.raises(WireError, match="wrong MAC"):
-        unseal(KEY, PLACE, blob)
+        unseal(KEY, PLACE, blob, any_version=True)
+
+
+def test_versions_within_the_range_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newer nbparallel reads what an older one sealed, and the other way round, while their ranges meet."""
+    old = seal(KEY, PLACE, b"old")
+    monkeypatch.setattr(wire, "PROTOCOL_VERSION", PROTOCOL_VERSION + 2)
+    assert unseal(KEY, PLACE, old) == b"old"
+    new = seal(KEY, PLACE, b"new")
+    monkeypatch.setattr(wire, "OLDEST_PROTOCOL", OLDEST_PROTOCOL + 1)
+    newest = seal(KEY, PLACE, b"newest")
+    with pytest.raises(WireError, match="it is for protocol version"):
+        unseal(KEY, PLACE, old)
+    monkeypatch.undo()
+    assert unseal(KEY, PLACE, new) == b"new"
+    with pytest.raises(WireError, match="upgrade the older of client and workers"):
+        unseal(KEY, PLACE, newest)
+    assert unseal(KEY, PLACE, newest, any_version=True) == b"newest"
 
 
 @pytest.mark.parametrize("key", [b"", b"x" * 15, b"x" * 65])
