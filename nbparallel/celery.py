@@ -16,6 +16,7 @@ from celery import Celery, Signature, Task, signature
 
 from .errors import UsageError
 from .pickling import load_function
+from .store.urls import sentinels
 from .wire import seal, unseal
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def make_app(broker_url: str, settings: Settings, take_turn: TakeTurn | None = N
         settings: the default queue and the time in which the broker must answer.
         take_turn: what the generic task does, in a worker; clients publish only.
     """
+    watched = sentinels(broker_url)
+    scheme = broker_url.partition(":")[0]
+    broker_url = broker_url if watched is None else watched.broker_url
     app = Celery("nbparallel", broker=broker_url, set_as_current=False, fixups=[])
     app.conf.update(
         # JSON alone: a stranger's pickle is refused before anyone looks at it.
@@ -66,7 +70,6 @@ def make_app(broker_url: str, settings: Settings, take_turn: TakeTurn | None = N
         worker_enable_prefetch_count_reduction=False,
         broker_connection_max_retries=None,
     )
-    scheme = broker_url.partition(":")[0]
     if scheme == "sqs":
         _check_sqs(working=take_turn is not None)
         # It carries tickets alone: remote control and events need what it lacks.
@@ -74,6 +77,8 @@ def make_app(broker_url: str, settings: Settings, take_turn: TakeTurn | None = N
     if take_turn is not None:
         app.task(name=TASK_NAME, bind=True, ignore_result=True, acks_late=True)(_task(take_turn))
     ours = _transport_options(scheme, settings.connect_seconds, working=take_turn is not None)
+    if watched is not None:
+        ours |= {"master_name": watched.master, "sentinel_kwargs": watched.sentinel_login}
     app.conf.broker_transport_options = {**ours, **json.loads(settings.broker_options)}
     return app
 

@@ -1,7 +1,7 @@
 """Says to a remote store that the client lives, from a process of its own: a kernel that is busy in C is not dead.
 
-``session.py`` hands over a store's URL and one command, which the process repeats until its client ends, however that
-ends; then it just stops, so that the session's grace runs out. The process runs ``store/beating.py``.
+``session.py`` hands over where a store is and one command, which the process repeats until its client ends, however
+that ends; then it just stops, so that the session's grace runs out. The process runs ``store/beating.py``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from ..store import beating
 
@@ -27,14 +27,14 @@ class Beat:
     """The beating process, seen from the client. Thread-safe.
 
     Args:
-        url: the store, for redis-py; goes through a pipe, as it may hold a password.
+        place: the store, as ``RedisStore.place`` has it; goes through a pipe, as it may hold a password.
         command: what to send.
         every: seconds between two beats.
     """
 
-    def __init__(self, url: str, command: Sequence[bytes], every: float) -> None:
+    def __init__(self, place: Mapping[str, Any], command: Sequence[bytes], every: float) -> None:
         self._told = {
-            "url": url,
+            "place": place,
             "command": [part.hex() for part in command],
             "every": min(every, beating.EVERY_SECONDS),
             "client": os.getpid(),

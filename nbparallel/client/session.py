@@ -156,7 +156,7 @@ class Session:
         if not self.backend.embedded and self._beater is None:
             grace = self.settings.session_grace
             command = store.beat_command(self.sid, self._beat(), int(grace * 1000))
-            self._beater = Beat(store.url, command, grace / 4)
+            self._beater = Beat(store.place, command, grace / 4)
             self._beater.keep_up()
         parts = PartsDepot(store, self.settings.part_bytes, self.settings.result_ttl, remember=True)
         self.depot = Depot(connection.depot) if connection.depot else parts

@@ -208,7 +208,8 @@ def connect(
     """Connect to a cluster that runs elsewhere.
 
     Args:
-        url: its Redis or Valkey, such as ``redis://:password@host:6379/0`` or ``rediss://...``.
+        url: its Redis or Valkey, such as ``redis://:password@host:6379/0``, ``rediss://...``, or Sentinels that know
+            where it is: ``sentinel://:password@one:26379;sentinel://two:26379/0?master_name=mymaster``.
         key: the cluster's secret, at least 16 bytes, the same as the workers'.
         key_file: a file that holds it instead.
         broker_url: the broker when it is not the store, such as ``amqp://...`` or ``sqs://``.
@@ -242,7 +243,7 @@ def connect(
 
 
 def _check_broker(url: str, settings: Settings) -> None:
-    if url.startswith("redis"):  # kombu sets no limit to the time in which it must answer
+    if url.startswith(("redis", "sentinel")):  # kombu sets no limit to the time in which it must answer
         RedisStore(url, settings.namespace, settings.connect_seconds).check_server()
         return
     from .. import celery

@@ -15,9 +15,10 @@ from redis.retry import Retry
 
 from ..errors import ClusterError, ConnectionFailed, StoreFull
 from . import keys
+from .beating import open_client
 from .connections import Connections
 from .protocol import Backlog, Claim, Lost, Opening, Peek, Released, Reported, Submission, Submitted
-from .urls import check_store_url, hide_password, store_url
+from .urls import check_store_url, hide_password, sentinels, store_url
 
 __all__ = ["RedisStore"]
 
@@ -50,7 +51,7 @@ class RedisStore:
     """A store on a server; usable from several threads at once (each call takes a connection from a pool).
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``.
+        url: ``redis://``, ``rediss://``, ``unix://`` or ``sentinel://``.
         namespace: separates the users of one server.
         connect_seconds: time in which the server must answer a connection.
     """
@@ -71,8 +72,11 @@ class RedisStore:
         if self.url.startswith("unix:"):
             del self._options["socket_connect_timeout"]
         check_store_url(self.url)
+        watched = sentinels(self.url)
+        #: Where the server is, as plain data that ``beating.open_client`` understands in another process, too.
+        self.place: dict[str, Any] = {"url": self.url} if watched is None else watched._asdict()
         try:
-            self._redis = redis.Redis.from_url(self.url, **self._options)
+            self._redis = open_client(self.place, **self._options)
         except ValueError as error:
             raise ConnectionFailed(f"{hide_password(self.url)!r} is not a URL of Redis or Valkey: {error}") from None
         self._lines = Connections(self._redis)
@@ -365,7 +369,7 @@ class RedisStore:
     def _ask(self) -> dict[str, Any]:
         """What the server says of itself; waits no longer than a user who mistyped a URL should have to."""
         options = {**self._options, "socket_timeout": self._connect_seconds, "retry": Retry(NoBackoff(), 0)}
-        with redis.Redis.from_url(self.url, **options) as client:
+        with open_client(self.place, **options) as client:
             return dict(client.info())
 
     def close_connections(self) -> None:
