@@ -85,7 +85,10 @@ class RedisStore:
 
     def _run(self, *calls: tuple[str, str, Sequence[Any]]) -> list[Any]:
         """Answers of scripts given as (name, job, arguments), all in one round trip."""
-        commands = [("EVALSHA", _scripts()[name][1], 2, job, self.prefix, *args) for name, job, args in calls]
+        # Without a job the first key means nothing, and access rules refuse an empty one.
+        commands = [
+            ("EVALSHA", _scripts()[name][1], 2, job or self.prefix, self.prefix, *args) for name, job, args in calls
+        ]
 
         def attempt() -> list[Any]:
             try:
@@ -115,9 +118,9 @@ class RedisStore:
         where = f"the server at {hide_password(self.url)}"
         text = str(error).rstrip(".")
         exceptions = redis.exceptions
-        if isinstance(error, (exceptions.AuthenticationError, exceptions.NoPermissionError)) or (
-            "NOAUTH" in text or "WRONGPASS" in text
-        ):
+        if isinstance(error, exceptions.NoPermissionError):
+            return ConnectionFailed(f"{where} does not allow this user what nbparallel needs (see the README): {text}")
+        if isinstance(error, exceptions.AuthenticationError) or "NOAUTH" in text or "WRONGPASS" in text:
             return ConnectionFailed(f"{where} refused the user or password: {text}")
         if isinstance(error, exceptions.OutOfMemoryError) or text.startswith("OOM"):
             return StoreFull(f"{where} is full (maxmemory reached): {text}")
@@ -311,7 +314,7 @@ class RedisStore:
 
     def beat_command(self, sid: str, says: bytes, ms: int) -> list[bytes]:
         """What ``session_beat`` sends, for a process that has nothing of ours."""
-        parts = ("EVAL", _scripts()["session_beat"][0], 2, "", self.prefix, sid, says, ms)
+        parts = ("EVAL", _scripts()["session_beat"][0], 2, self.prefix, self.prefix, sid, says, ms)
         return [part if isinstance(part, bytes) else str(part).encode() for part in parts]
 
     def end_session(self, sid: str) -> None:

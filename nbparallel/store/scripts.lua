@@ -1,5 +1,5 @@
 -- The state changes of the store, one atomic script each. Every script is idempotent: a client repeats a call
--- whose reply was lost. KEYS[1] is a job's prefix ("" where a script concerns no single job), KEYS[2] the
+-- whose reply was lost. KEYS[1] is a job's prefix (KEYS[2] where a script concerns no single job), KEYS[2] the
 -- namespace's prefix. Keys, their types and who deletes them: keys.py.
 --
 -- A chunk is one string in the hash `chunks`:  lo hi at attempt crashes losses blob token
