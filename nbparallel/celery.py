@@ -26,6 +26,8 @@ __all__ = ["FORKJOIN_TASK", "TASK_NAME", "add_forkjoin", "forkjoin_signature", "
 
 #: Name of the generic task: fixed, since it travels in messages and files may move.
 TASK_NAME = "nbparallel.turn"
+#: Characters of a job's name that those who watch are shown.
+MOST_SHOWN = 80
 #: Name of the task that runs a whole fork-join; only in applications that were given it.
 FORKJOIN_TASK = "nbparallel.forkjoin"
 #: Pause between two questions whether SQS has messages, in seconds. While all processes are busy it is the interval at
@@ -75,7 +77,8 @@ def make_app(broker_url: str, settings: Settings, take_turn: TakeTurn | None = N
         # It carries tickets alone: remote control and events need what it lacks.
         app.conf.update(worker_enable_remote_control=False, worker_send_task_events=False)
     if take_turn is not None:
-        app.task(name=TASK_NAME, bind=True, ignore_result=True, acks_late=True)(_task(take_turn))
+        request = "nbparallel.worker.request:TurnRequest"
+        app.task(name=TASK_NAME, bind=True, ignore_result=True, acks_late=True, Request=request)(_task(take_turn))
     ours = _transport_options(scheme, settings.connect_seconds, working=take_turn is not None)
     if watched is not None:
         ours |= {"master_name": watched.master, "sentinel_kwargs": watched.sentinel_login}
@@ -119,6 +122,8 @@ def _task(take_turn: TakeTurn) -> Callable[..., str]:
 
 def publish(app: Celery, queue: str, job: str, epoch: int, tickets: list[str], name: str, **options: Any) -> None:
     """Send one message for each ticket. Raises what kombu raises when the broker is away."""
+    # Flower and Celery's events show the job's name as that of the task; headers cannot carry lone surrogates.
+    shown = name[:MOST_SHOWN].encode(errors="backslashreplace").decode()
     with app.producer_or_acquire() as producer:
         for ticket in tickets:
             app.send_task(
@@ -128,6 +133,7 @@ def publish(app: Celery, queue: str, job: str, epoch: int, tickets: list[str], n
                 producer=producer,
                 ignore_result=True,
                 retry=False,
+                shadow=f"{shown} ({TASK_NAME})" if shown else None,
                 **options,
             )
 

@@ -153,12 +153,14 @@ def test_flower(place: Elsewhere) -> None:
             job = pmap(time.sleep, [0.4] * 6, session=cluster, queue="net", name="naps of 400 ms", chunks=1)
             job.result(timeout=30)
         tasks = eventually(
-            lambda: [one for one in _ask(f"{url}/tasks").values() if "naps of 400 ms" in (one["kwargs"] or "")][1:],
+            lambda: [one for one in _ask(f"{url}/tasks").values() if one["name"].startswith("naps of 400 ms")][1:],
             20,
             "a task of the job, and of its next turn",
         )
-        assert {task["name"] for task in tasks} == {"nbparallel.turn"}
+        assert {task["name"] for task in tasks} == {"naps of 400 ms (nbparallel.turn)"}
         assert all(task["worker"].startswith("celery@") for task in tasks)
+        counted = [worker["stats"]["total"] for worker in _ask(f"{url}/workers?refresh=1").values()]
+        assert {name for one in counted for name in one} == {"nbparallel.turn"}, "workers remember no names of jobs"
     finally:
         watcher.end()
 
