@@ -1,158 +1,163 @@
-"""``python -m tests.benchmarks --peers all --report``: all peers on the same workloads, interleaved, in one run."""
+"""``python -m tests.benchmarks``: see the package's docstring."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import os
-import platform
-import statistics
+import signal
+import subprocess
 import sys
+import threading
 import time
-import warnings
-from collections import defaultdict
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
-from typing import Any
 
-from .peers import PEERS, Peer, warm
-from .workloads import WORKLOADS, Workload
+from nbparallel import simulation
 
-#: Items that a peer which sends a message for each is given of a tiny workload; its time is scaled.
-FEW = 2_000
-PACKAGES = ("celery", "redis", "cloudpickle", "joblib", "mpire", "distributed", "ray", "ipyparallel", "numpy")
+from . import __doc__ as description
+from . import environment, memory
+from .driven import Driven
+from .measuring import Measuring, import_times, say
+from .peers import OURS, PEERS, SERIAL
+from .report import render
+from .results import Run
+from .workloads import WORKLOADS, Workload, loops_per_second
 
-Times = dict[tuple[str, str], list[float]]
-
-
-def measure(peers: list[Peer], workloads: Sequence[Workload], rounds: int) -> tuple[Times, dict[str, float]]:
-    """Seconds by (workload, peer), and of the plain loop by workload."""
-    times: Times = defaultdict(list)
-    loops: dict[str, float] = {}
-    for workload in workloads:
-        items = workload.make()
-        if workload.serial:
-            started = time.perf_counter()
-            for item in items:
-                workload.function(item)
-            loops[workload.name] = time.perf_counter() - started
-        for number in range(rounds):
-            for peer in peers if number % 2 == 0 else peers[::-1]:  # interleaved, so that drift hits all
-                some = items[:FEW] if workload.tiny and peer.per_item else items
-                started = time.perf_counter()
-                try:
-                    results = peer.map(workload.function, some)
-                except Exception as error:
-                    print(f"{peer.name} failed at {workload.name}: {error!r}", file=sys.stderr)
-                    continue
-                seconds = time.perf_counter() - started
-                if len(some) == len(items) and not workload.check(items, results):
-                    raise SystemExit(f"{peer.name} gave wrong results for {workload.name}")
-                times[workload.name, peer.name].append(seconds * len(items) / len(some))
-                print(f"{workload.name}: {peer.name} {seconds:.3f} s", file=sys.stderr)
-                del results
-    return times, loops
+#: The part of the workloads that ``--quick`` measures.
+QUICK = ("100,000 additions", "items of 1 ms", "200 lognormal items, shuffled", "64 arrays of 8 MB in and out")
+#: Cases of ``memory.py`` that the report has, and their numbers.
+MEMORY = {"jobs": 10_000, "generator": 1_000_000, "slow_reader": 1_000_000, "slow_reader_sized": 1_000_000}
+#: What the parts of a run are called on the command line.
+PARTS = ("start", "workloads", "captured", "response", "growth", "memory", "simulation")
 
 
-def round_trips(peers: list[Peer], count: int) -> dict[str, list[float]]:
-    """Seconds of calls of one item, by peer."""
-    from .workloads import add_one
-
-    times: dict[str, list[float]] = {}
-    for peer in peers:
-        samples = []
-        for _ in range(count):
-            started = time.perf_counter()
-            peer.map(add_one, [1])
-            samples.append(time.perf_counter() - started)
-        times[peer.name] = samples
-    return times
-
-
-def report(
-    times: Times, loops: dict[str, float], starts: dict[str, float], trips: dict[str, list[float]], workers: int
-) -> str:
-    """The report in Markdown."""
-    names = list(starts)
-    lines = [
-        f"# Benchmark of {datetime.date.today()}",
-        "",
-        f"{workers} worker processes on {os.cpu_count()} cores, Python {platform.python_version()}, "
-        + ", ".join(f"{package} {_version(package)}" for package in PACKAGES if _version(package)),
-        "",
-        "Medians in seconds, (least–most); × is the ratio to `multiprocessing.Pool` in the same run. `~`: measured",
-        f"with {FEW:,} items and scaled, since it sends a message for each. The machine was noisy: read ratios.",
-        "",
-        "| workload | plain loop | " + " | ".join(names) + " |",
-        "|---" * (len(names) + 2) + "|",
-    ]
-    for workload in WORKLOADS.values():
-        row = [_cell(times, workload, name) for name in names]
-        if any(row):
-            loop = loops.get(workload.name)
-            lines.append(f"| {workload.name} | {f'{loop:.3f}' if loop else ''} | " + " | ".join(row) + " |")
-    lines += ["", "| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    lines.append("| start to first result, s | " + " | ".join(f"{starts[name]:.2f}" for name in names) + " |")
-    lines.append("| one item, warm, p50 / p99 ms | " + " | ".join(_trip(trips.get(name, [])) for name in names) + " |")
-    return "\n".join(lines) + "\n"
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = ", ".join(name for name in PEERS if name not in (OURS, SERIAL))
+    parser.add_argument("--peers", default="multiprocessing.Pool", help=f'"all", or names separated by ";": {names}')
+    parser.add_argument("--workloads", default="", help='names separated by ";"; default all: ' + ", ".join(WORKLOADS))
+    parser.add_argument("--parts", default="", help='separated by ","; default all: ' + ", ".join(PARTS))
+    parser.add_argument("--env", type=Path, help="environment with the peers, made there if it is missing")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--patience", type=float, default=1.0, help="multiplies all limits, for a busy machine")
+    parser.add_argument("--quick", action="store_true", help="one round of a few workloads, for a first look")
+    parser.add_argument("--report", action="store_true", help="write report-<date>.md beside this file")
+    parser.add_argument("--figures", type=Path, help="write all figures there, as JSON")
+    parser.add_argument("--again", type=Path, help="measure nothing: make the report of such figures")
+    return parser.parse_args(arguments)
 
 
-def _cell(times: Times, workload: Workload, name: str) -> str:
-    samples = times.get((workload.name, name))
-    if not samples:
-        return ""
-    middle = statistics.median(samples)
-    pool = times.get((workload.name, "multiprocessing.Pool"))
-    ratio = f" ×{middle / statistics.median(pool):.2f}" if pool else ""
-    scaled = "~" if workload.tiny and PEERS[name].per_item else ""
-    return f"{scaled}{middle:.3f} ({min(samples):.3f}–{max(samples):.3f}){ratio}"
-
-
-def _trip(samples: list[float]) -> str:
-    if not samples:
-        return ""
-    ordered = sorted(samples)
-    return f"{ordered[len(ordered) // 2] * 1000:.2f} / {ordered[int(len(ordered) * 0.99)] * 1000:.2f}"
-
-
-def _version(package: str) -> str:
+def measure(options: argparse.Namespace) -> Run:
+    """All that was asked for."""
+    python = environment.make(options.env) if options.env else sys.executable
+    wanted = list(PEERS) if options.peers == "all" else [SERIAL, OURS, *options.peers.split(";")]
+    rounds = 1 if options.quick else options.rounds
+    run = Run(
+        date=str(datetime.date.today()),
+        machine=environment.machine(),
+        workers=options.workers,
+        rounds=rounds,
+        versions=environment.versions(python),
+        best={name: PEERS[name].best for name in wanted},
+    )
+    speed = loops_per_second()
+    drivers = [Driven(name, options.workers, python, speed, options.patience) for name in wanted]
+    end = threading.Event()
+    watcher = threading.Thread(target=_watch_load, args=(run, end))
+    watcher.start()
+    started = time.monotonic()
     try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
+        _measure(run, Measuring(run, drivers), options, python)
+    finally:
+        end.set()
+        watcher.join()
+        for driver in drivers:
+            driver.stop()
+        run.minutes = (time.monotonic() - started) / 60
+    return run
+
+
+def _measure(run: Run, measuring: Measuring, options: argparse.Namespace, python: str) -> None:
+    quick: bool = options.quick
+    names = options.workloads.split(";") if options.workloads else QUICK if quick else WORKLOADS
+    chosen: list[Workload] = [WORKLOADS[name] for name in names]
+
+    def workloads() -> None:
+        for workload in chosen:
+            measuring.workload(workload, run.rounds)
+
+    def memories() -> None:
+        for name, count in MEMORY.items():
+            run.memory[f"{name}, {count:,}"] = figures = memory.measured(name, count, python=python)
+            say(f"memory: {name} {figures}")
+
+    parts: dict[str, Callable[[], None]] = {
+        "start": lambda: run.imports.update(
+            import_times(python, [PEERS[name].library for name in run.best if name != SERIAL], 2 * run.rounds - 1)
+        ),
+        "workloads": workloads,
+        "captured": lambda: measuring.captured(run.rounds),
+        "response": lambda: measuring.responses(1 if quick else 2, 50 if quick else 300),
+        "growth": lambda: run.growth.update(_growth(python, quick)),
+        "memory": memories,
+        "simulation": lambda: setattr(run, "simulation", _simulation()),
+    }
+    asked = (
+        options.parts.split(",") if options.parts else [p for p in PARTS if not (quick and p in ("growth", "memory"))]
+    )
+    measuring.starts(run.rounds if "start" in asked else 1)
+    for name, part in parts.items():
+        if name in asked:
+            if name in ("growth", "memory"):
+                measuring.rest()  # what follows is of nbparallel alone
+            begun = time.monotonic()
+            part()
+            say(f"== {name}: {time.monotonic() - begun:.0f} s")
+
+
+def _growth(python: str, quick: bool) -> dict[str, object]:
+    command = [python, "-m", "tests.benchmarks.growth", *(["quick"] if quick else [])]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env=environment.environ(), cwd=environment.ROOT
+    )
+    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _simulation() -> str:
+    with redirect_stdout(StringIO()) as text:
+        simulation.main()
+    return text.getvalue()
+
+
+def _watch_load(run: Run, end: threading.Event) -> None:
+    run.loads.append(os.getloadavg()[0])
+    while not end.wait(15.0):
+        run.loads.append(os.getloadavg()[0])
 
 
 def main() -> None:
     """Parse, measure, print or write."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--peers", default="multiprocessing.Pool", help='"all", or names separated by ";"')
-    parser.add_argument("--workloads", default="", help='names separated by ";"; default all')
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--report", action="store_true", help="write report-<date>.md beside this file")
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    wanted = list(PEERS) if options.peers == "all" else ["nbparallel", *options.peers.split(";")]
-    chosen = [WORKLOADS[name] for name in options.workloads.split(";")] if options.workloads else WORKLOADS.values()
-    peers, starts = [], {}
-    for name in wanted:
-        peer = PEERS[name](options.workers)
-        try:
-            starts[name] = warm(peer)
-            peers.append(peer)
-        except ImportError as error:
-            print(f"left out {name}: {error}", file=sys.stderr)
-    try:
-        trips: dict[str, Any] = round_trips(peers, 200)
-        times, loops = measure(peers, list(chosen), options.rounds)
-    finally:
-        for peer in peers:
-            peer.stop()
-    text = report(times, loops, starts, trips, options.workers)
-    print(text)
+    options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not without ending the peers
+    run = Run.load(options.again) if options.again else measure(options)
+    if options.figures:
+        run.save(options.figures)
+    text = render(run)
     if options.report:
-        Path(__file__).with_name(f"report-{datetime.date.today()}.md").write_text(text, encoding="utf-8")
+        place = Path(__file__).with_name(f"report-{run.date}.md")
+        place.write_text(text, encoding="utf-8")
+        say(f"wrote {place}")
+    else:
+        print(text)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import random
+import struct
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["WORKLOADS", "Workload"]
+__all__ = [
+    "CAPTURED_ITEMS",
+    "CAPTURED_MEGABYTES",
+    "WORKLOADS",
+    "Captured",
+    "Workload",
+    "add",
+    "add_one",
+    "captured_array",
+    "durations",
+    "loops_per_second",
+    "nap",
+    "pick",
+    "tick",
+]
+
+#: Slots of the file in which running items leave the time.
+TICKERS = 64
+CAPTURED_MEGABYTES, CAPTURED_ITEMS = 200, 200
 
 
 def add(pair: tuple[int, int]) -> int:
@@ -40,10 +61,40 @@ def nap(seconds: float) -> float:
     return seconds
 
 
+def ten_kilobytes(i: int) -> bytes:
+    """A result of 10 kB."""
+    return i.to_bytes(4, "little") * 2500
+
+
 def double(array: Any) -> Any:
-    """Large in, large out."""
-    array *= 2
-    return array
+    """Large in, large out. Not in place: some hand out arrays that cannot be written to."""
+    return array * 2
+
+
+def pick(pair: tuple[Any, int]) -> float:
+    """A little of a large array, which is an argument."""
+    array, index = pair
+    return float(array[index])
+
+
+class Captured:
+    """A function that carries a large array along, which any pickle can send."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __call__(self, index: int) -> float:
+        return float(self.array[index])
+
+
+def tick(where: tuple[str, float]) -> None:
+    """Runs for some seconds of Python code, and leaves the time in a file while it does."""
+    path, seconds = where
+    end = time.monotonic() + seconds
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 8 * TICKERS) as shared:
+        while (now := time.monotonic()) < end:
+            struct.pack_into("d", shared, 8 * (os.getpid() % TICKERS), now)
+            spin(500)
 
 
 def arrays(count: int, megabytes: int) -> list[Any]:
@@ -53,25 +104,59 @@ def arrays(count: int, megabytes: int) -> list[Any]:
     return [np.full(megabytes * 131072, i, dtype=float) for i in range(count)]
 
 
+def captured_array() -> Any:
+    """The array that a function carries along; its first values are their own indexes."""
+    import numpy as np
+
+    return np.arange(CAPTURED_MEGABYTES * 131072, dtype=float)
+
+
+def durations(order: str, count: int = 200) -> list[float]:
+    """Heavy-tailed seconds (lognormal, about 20 ms on average), sorted "up" or "down", or "shuffled"."""
+    source = random.Random(7)
+    seconds = [source.lognormvariate(-4.3, 0.9) for _ in range(count)]
+    if order != "shuffled":
+        seconds.sort(reverse=order == "down")
+    return seconds
+
+
+def loops_per_second() -> float:
+    """Speed of ``spin`` on this machine: the best of many tries, to see through other people's work."""
+    loops = 50_000
+    best = min(_timed(loops) for _ in range(40))
+    return loops / best
+
+
+def _timed(loops: int) -> float:
+    started = time.perf_counter()
+    spin(loops)
+    return time.perf_counter() - started
+
+
 @dataclass(frozen=True)
 class Workload:
     """One row of the report.
 
     Attributes:
-        make: the items; called once.
+        make: the items, from the speed of ``spin`` in loops per second.
         check: whether results are right.
-        tiny: items so short that a message for each is hopeless; peers that send one are given fewer, and the time is
-            scaled, which the report says.
-        serial: whether the time of a plain loop is measured, too.
+        chunks: items a chunk among which a peer whose best setting is a chunk size may choose, in items.
+        tiny: items so short that a message for each is hopeless; peers that send one are given fewer when all would
+            take too long, and the time is scaled, which the report says.
+        limit: seconds after which a peer is given up.
+        memory: whether the report says how much memory it took.
+        serial: whether a plain loop is measured, too.
     """
 
     name: str
     function: Callable[[Any], Any]
-    make: Callable[[], Sequence[Any]]
+    make: Callable[[float], Sequence[Any]]
     check: Callable[[Sequence[Any], Sequence[Any]], bool]
+    chunks: tuple[int, ...] = (1,)
     tiny: bool = False
+    limit: float = 60.0
+    memory: bool = False
     serial: bool = True
-    chunk: int | None = field(default=None)
 
 
 def _matches(function: Callable[[Any], Any]) -> Callable[[Sequence[Any], Sequence[Any]], bool]:
@@ -81,54 +166,60 @@ def _matches(function: Callable[[Any], Any]) -> Callable[[Sequence[Any], Sequenc
     )
 
 
-def _lognormal(order: str) -> list[float]:
-    source = random.Random(7)
-    durations = [source.lognormvariate(-3.9, 0.9) for _ in range(200)]
-    if order != "shuffled":
-        durations.sort(reverse=order == "down")
-    return durations
+def _spins(seconds: float, items: int) -> Callable[[float], list[int]]:
+    return lambda speed: [max(1, int(speed * seconds))] * items
 
 
-def _spins(seconds: float, items: int) -> Callable[[], list[int]]:
-    def make() -> list[int]:
-        loops = 200_000
-        best = min(_timed(loops) for _ in range(5))
-        return [max(1, int(loops * seconds / best))] * items
-
-    return make
-
-
-def _timed(loops: int) -> float:
-    started = time.perf_counter()
-    spin(loops)
-    return time.perf_counter() - started
+def _skewed(order: str) -> Workload:
+    return Workload(
+        f"200 lognormal items, {order}", nap, lambda _: durations(order), _matches(lambda x: x), serial=False
+    )
 
 
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        Workload("100,000 additions", add_one, lambda: range(100_000), _matches(add_one), tiny=True),
+        Workload(
+            "100,000 additions",
+            add_one,
+            lambda _: range(100_000),
+            _matches(add_one),
+            chunks=(50_000, 12_500, 3_125),
+            tiny=True,
+        ),
         Workload(
             "100,000 additions, tuples in",
             add,
-            lambda: [(i, i + 1) for i in range(100_000)],
+            lambda _: [(i, i + 1) for i in range(100_000)],
             _matches(add),
+            chunks=(50_000, 12_500, 3_125),
             tiny=True,
         ),
-        Workload("100,000 Fibonaccis (n=5)", fib, lambda: [5] * 100_000, _matches(fib), tiny=True),
-        Workload("1,000,000 Fibonaccis (n=10)", fib, lambda: [10] * 1_000_000, _matches(fib), tiny=True),
-        Workload("items of 0.1 ms", spin, _spins(0.0001, 20_000), _matches(spin), tiny=True),
-        Workload("items of 1 ms", spin, _spins(0.001, 3_000), _matches(spin)),
-        Workload("items of 10 ms", spin, _spins(0.01, 300), _matches(spin)),
+        Workload(
+            "1,000,000 Fibonaccis (n=10)",
+            fib,
+            lambda _: [10] * 1_000_000,
+            _matches(fib),
+            chunks=(20_000,),
+            tiny=True,
+            limit=120,
+            memory=True,
+        ),
+        Workload("items of 0.1 ms", spin, _spins(0.0001, 20_000), _matches(spin), chunks=(2_500, 500, 100), tiny=True),
+        Workload("items of 1 ms", spin, _spins(0.001, 2_000), _matches(spin), chunks=(250, 50, 10)),
+        Workload("items of 10 ms", spin, _spins(0.01, 200), _matches(spin), chunks=(10, 1)),
         Workload("items of 100 ms", spin, _spins(0.1, 40), _matches(spin)),
-        Workload("skewed, sorted up", nap, lambda: _lognormal("up"), _matches(lambda x: x), serial=False),
-        Workload("skewed, sorted down", nap, lambda: _lognormal("down"), _matches(lambda x: x), serial=False),
-        Workload("skewed, shuffled", nap, lambda: _lognormal("shuffled"), _matches(lambda x: x), serial=False),
+        _skewed("up"),
+        _skewed("down"),
+        _skewed("shuffled"),
         Workload(
             "64 arrays of 8 MB in and out",
             double,
-            lambda: arrays(64, 8),
-            lambda items, results: all((results[i] == 2 * i).all() for i in (0, 1, 31, 63)),
+            lambda _: arrays(64, 8),
+            lambda items, results: len(results) == 64 and all((results[i] == 2 * i).all() for i in (0, 1, 31, 63)),
+            chunks=(1, 8),
+            limit=20,
+            memory=True,
             serial=False,
         ),
     )
