@@ -99,10 +99,13 @@ def _measure(run: Run, measuring: Measuring, options: argparse.Namespace, python
             run.memory[f"{name}, {count:,}"] = figures = memory.measured(name, count, python=python)
             say(f"memory: {name} {figures}")
 
+    def starts() -> None:
+        libraries = [PEERS[name].library for name in run.best if name != SERIAL]
+        run.imports.update(import_times(python, libraries, 2 * run.rounds - 1))
+        measuring.cold_starts(run.rounds, python)
+
     parts: dict[str, Callable[[], None]] = {
-        "start": lambda: run.imports.update(
-            import_times(python, [PEERS[name].library for name in run.best if name != SERIAL], 2 * run.rounds - 1)
-        ),
+        "start": starts,
         "workloads": workloads,
         "captured": lambda: measuring.captured(run.rounds),
         "response": lambda: measuring.responses(1 if quick else 2, 50 if quick else 300),

@@ -9,7 +9,7 @@ import sys
 import venv
 from pathlib import Path
 
-__all__ = ["PACKAGES", "ROOT", "environ", "machine", "make", "versions"]
+__all__ = ["PACKAGES", "ROOT", "environ", "forget_files", "machine", "make", "versions"]
 
 #: What the peers need beside nbparallel's own dependencies.
 PACKAGES = ("joblib", "mpire", "distributed", "ray", "ipyparallel", "numpy")
@@ -71,6 +71,17 @@ def versions(python: str) -> dict[str, str]:
     done = subprocess.run([python, "-c", _VERSIONS, *names], capture_output=True, text=True, check=True, env=environ())
     found: dict[str, str] = json.loads(done.stdout)
     return found
+
+
+def forget_files(python: str) -> None:
+    """Have the system read anew, from its disk, what that interpreter imports; files that others have open stay."""
+    program = "import sysconfig; print(sysconfig.get_path('purelib')); print(sysconfig.get_path('stdlib'))"
+    done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True)
+    for directory in [str(ROOT / "nbparallel"), *done.stdout.split()]:
+        for path in Path(directory).rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def machine() -> str:

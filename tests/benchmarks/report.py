@@ -61,6 +61,10 @@ def _seconds(value: float) -> str:
     return f"{value:.4f}" if value < 0.1 else f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
 
+def _hundredths(value: float) -> str:
+    return f"{value:.2f}"
+
+
 def _spread(samples: Sequence[float], show: Callable[[float], str] = _seconds) -> str:
     middle = show(median(samples))
     return middle if len(samples) == 1 else f"{middle} ({show(min(samples))}–{show(max(samples))})"
@@ -93,6 +97,9 @@ def _workloads(run: Run) -> str:
             ratio = f"{cell.middle / pool:.2f}" if pool and cell.middle is not None else ""
             rows.append([_label(name), _time(cell), ratio])
         parts.append(f"### {workload}\n\n" + _table(["", "s", "× Pool"], rows))
+        if (shared := row.get(OURS + BEST)) is not None and len(shared.samples) > 1:
+            first, *again = shared.samples
+            parts.append(f"`share`: {_seconds(first)} s the first time, {_spread(again)} s when it is used again.")
     words = [f"{name}: {run.best[name]}" for name in PEERS if run.best.get(name)]
     parts.append('What "best" means. ' + "; ".join(words) + ".")
     return "\n\n".join(parts)
@@ -176,7 +183,7 @@ def _responses(run: Run) -> str:
     for name in PEERS:
         if name not in run.starts or name == SERIAL:
             continue
-        cells = [_label(name), _spread(run.starts[name], lambda value: f"{value:.2f}")]
+        cells = [_label(name), _spread(run.starts[name], _hundredths)]
         for what in ("back to back", "0.1 s apart"):
             samples = run.trips.get(what, {}).get(name)
             cells.append(_milliseconds(samples) if samples else "")
@@ -193,6 +200,8 @@ def _responses(run: Run) -> str:
         "cancel to idle + next result, ms",
     ]
     note = "Items that were cancelled run 5 s of Python code each; who cannot interrupt them waits for their end."
+    if run.cold:
+        note += f" With its files not in the page cache {OURS} starts in {_spread(run.cold, _hundredths)} s."
     return "## Response\n\n" + _table(head, rows) + "\n\n" + note if rows else ""
 
 

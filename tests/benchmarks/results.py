@@ -47,6 +47,7 @@ class Run:
     Attributes:
         cells: workload → peer, or peer + BEST → times.
         starts: peer → seconds from the import to the first result, of each fresh process.
+        cold: seconds of the same for nbparallel, when its files are not in the page cache.
         imports: module → seconds, of each fresh interpreter.
         trips: what → peer → seconds of each call of one item.
         firsts: peer → seconds to the first of 1,000 results.
@@ -63,6 +64,7 @@ class Run:
     best: dict[str, str]
     cells: dict[str, dict[str, Cell]] = field(default_factory=dict)
     starts: dict[str, list[float]] = field(default_factory=dict)
+    cold: list[float] = field(default_factory=list)
     imports: dict[str, list[float]] = field(default_factory=dict)
     trips: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     firsts: dict[str, list[float]] = field(default_factory=dict)

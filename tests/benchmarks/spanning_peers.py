@@ -44,9 +44,9 @@ class Dask(Peer):
         return results
 
     def map_best(self, function: Function, items: Sequence[Any], chunk: int) -> Sequence[Any]:
-        runs = batches(items, chunk)
-        futures = [self._client.submit(run_batch, function, run, pure=False) for run in runs]
-        return [value for values in self._client.gather(futures) for value in values]
+        runs = [_Batch(function, run) for run in batches(items, chunk)]
+        futures = [self._client.submit(run, pure=False) for run in runs]
+        return [value for part in self._client.gather(futures) for value in part.values]
 
     def captured_best(self, array: Any, items: Sequence[int]) -> Sequence[float]:
         there = self._client.scatter(array, broadcast=True, hash=False)
@@ -68,6 +68,21 @@ class Dask(Peer):
     def stop(self) -> None:
         self._client.close()
         self._cluster.close()
+
+
+class _Batch:
+    """A function and items that Dask pickles as they are, instead of looking into each for what it knows."""
+
+    def __init__(self, function: Function, items: Sequence[Any]) -> None:
+        self._function, self._items = function, items
+
+    def __call__(self) -> _Values:
+        return _Values(run_batch(self._function, self._items))
+
+
+class _Values:
+    def __init__(self, values: list[Any]) -> None:
+        self.values = values
 
 
 def _pick_of(array: Any, index: int) -> float:

@@ -184,7 +184,7 @@ WORKLOADS = {
             add_one,
             lambda _: range(100_000),
             _matches(add_one),
-            chunks=(50_000, 12_500, 3_125),
+            chunks=(50_000, 12_500, 3_125, 800),
             tiny=True,
         ),
         Workload(
@@ -192,7 +192,7 @@ WORKLOADS = {
             add,
             lambda _: [(i, i + 1) for i in range(100_000)],
             _matches(add),
-            chunks=(50_000, 12_500, 3_125),
+            chunks=(50_000, 12_500, 3_125, 800),
             tiny=True,
         ),
         Workload(

@@ -47,6 +47,8 @@ def run() -> Run:
     one.cells["200 lognormal items, up"] = {OURS: Cell([2.02], client=[3_000_000], others=[0])}
     one.lower["200 lognormal items, up"] = 2.0
     one.starts[OURS] = [0.3]
+    one.cold = [0.7]
+    one.cells["captured"] = {OURS + BEST: Cell([0.4, 0.01, 0.03, 0.02])}
     one.trips["back to back"] = {OURS: [0.001] * 99 + [0.005]}
     one.cancels[OURS] = [[0.02, 0.001]]
     one.imports["nbparallel"] = [0.04]
@@ -85,6 +87,8 @@ def test_the_report_has_every_part() -> None:
     assert f"| 200 lognormal items, up | 2.000 | {OURS} 1.010 |" in text
     assert f"| 200 lognormal items, up | **{OURS}** | 3 | 0 |" in text
     assert f"| **{OURS}** | 0.30 | 1.00 / 1.00 / 1.00 |  |  | 20 + 1 |" in text
+    assert f"With its files not in the page cache {OURS} starts in 0.70 s." in text
+    assert "`share`: 0.400 s the first time, 0.0200 (0.0100–0.0300) s when it is used again." in text
     assert "| `import nbparallel` | 40 |" in text
     assert "| 64 | 1.00 | 0.900 | 1000 | 0.100 | 0.020 | 0.050 | 0.200 | 1.50 | 130 | 50 | 40 | 8 | 640 |" in text
     assert "| jobs, 10,000 | 1.0 | 2.0 | 3.0 | 4 |" in text
