@@ -30,7 +30,7 @@ def thousand_workers(rows: Sequence[Mapping[str, float]], chunk_seconds: float) 
         f"**For {_WORKERS:,} workers** (reckoned from the costs at {most['workers']:.0f}): automatic chunks then last "
         f"{chunk_seconds * 1e3:.0f} ms, so there are {rate:,.0f} chunks a second. They take {share['client']:.2f} of a "
         f"core in the client, {share['server']:.2f} in the server, {per_host:.2f} in the parent on each host of "
-        f"{_PER_HOST} processes, and {rate * most['calls']:,.0f} store calls a second. The first to be full is the "
+        f"{_PER_HOST} processes, and {rate * most['calls']:,.0f} store commands a second. The first to be full is the "
         f"{first}, at {limit:,.0f} chunks a second: with chunks of that length it would feed "
         f"{limit * chunk_seconds:,.0f} workers. Connections: {extra:.1f} more for each worker, so about "
         f"{most['connections'] + extra * (_WORKERS - most['workers']):,.0f}. Memory: {child:.0f} MB a child. These are "

@@ -232,14 +232,15 @@ def _growth(run: Run) -> str:
         cells += [_megabytes(row[f"memory {role}"]) for role in ("client", "parent", "server", "child")]
         rows.append(cells)
     head = ["workers", "start, s", "busy", "chunks/s", "client", "parent", "server", "child"]
-    head += ["store calls", "connections", "MB client", "parent", "server", "all children"]
+    head += ["store commands", "connections", "MB client", "parent", "server", "all children"]
     return "\n\n".join(
         [
             "## Growth of nbparallel",
             "A generator of additions, two workers; memory above what there was before:",
             _table(["items", "s (best of 3)", "client, MB", "server, MB"], items),
             "Workers that sleep: chunks of one item of 50 ms, 60 for each. Busy: the share of the workers' time that "
-            "was spent in items. CPU in ms a chunk, store calls a chunk, memory with shared pages divided:",
+            "was spent in items. CPU in ms a chunk, store commands a chunk (a report and the next claim are two, in one "
+            "round trip), memory with shared pages divided:",
             _table(head, rows),
             thousand_workers(run.growth["workers"], Planner().chunk_seconds(1000)),
         ]
