@@ -97,6 +97,7 @@ class WorkerInfo(NamedTuple):
     queues: tuple[str, ...]
     versions: tuple[str, str, int, int]
     running: Mapping[str, str] = {}
+    round_trip: float = 0.0
 
     @property
     def python(self) -> str:

@@ -36,6 +36,9 @@ SUBMIT_RATE = 10_000.0
 #: Seconds of work that wait in the store beyond what runs, at least and at most.
 WAITING_LEAST, WAITING_MOST = 0.1, 0.5
 
+#: Far from the store a chunk lasts at least so many round trips, of which it costs one; so much work waits there, too.
+TRIPS = 4
+
 #: Chunks that wait in the store when they are many and short.
 WAITING_CHUNKS = 1000
 
@@ -70,6 +73,7 @@ class Planner:
         self._running = 0.0  # items of the largest chunks lately; forgotten as slots take others
         self._item_seconds: float | None = None
         self._item_bytes = 0.0
+        self._round_trip = 0.0
 
     def observe(self, count: int, seconds: float) -> None:
         """``count`` items, reported together, ran ``seconds`` in all."""
@@ -84,14 +88,18 @@ class Planner:
         if items:
             self._item_bytes = max(size / items, (self._item_bytes + size / items) / 2)
 
+    def observe_round_trip(self, seconds: float) -> None:
+        """A call of the store takes so long, for the client or for the worker that is farthest from it."""
+        self._round_trip = seconds
+
     @property
     def item_seconds(self) -> float | None:
         """Running time of an item, estimated; None until one was measured."""
         return self._item_seconds
 
     def chunk_seconds(self, slots: int) -> float:
-        """Duration that chunks aim at: longer with very many slots, so that the store's calls stay bounded."""
-        return max(self._target, slots / CHUNK_RATE)
+        """Duration that chunks aim at: longer far from the store, and with so many slots that it had too many calls."""
+        return max(self._target, slots / CHUNK_RATE, TRIPS * self._round_trip)
 
     def budget(self, slots: int) -> float:
         """Seconds after which a worker process hands the unstarted items of a chunk back."""
@@ -116,12 +124,12 @@ class Planner:
         size = self._fixed or self._automatic(slots, None)
         waiting = slots  # chunks in the store, beyond the one that each slot runs
         if self._item_seconds is not None:
-            seconds = size * self._item_seconds
+            seconds, way = size * self._item_seconds, TRIPS * self._round_trip
             # Little, so that a cancel or another job finds little; enough to bridge the way to the client and back,
             # but not for chunks that will be far longer in a moment.
-            waiting = min(slots, math.ceil(slots * WAITING_MOST / seconds))
+            waiting = min(slots, math.ceil(slots * max(WAITING_MOST, way) / seconds))
             if self._fixed or size < self._most_grown(slots):
-                waiting = max(waiting, min(math.ceil(slots * WAITING_LEAST / seconds), WAITING_CHUNKS))
+                waiting = max(waiting, min(math.ceil(slots * max(WAITING_LEAST, way) / seconds), WAITING_CHUNKS))
             if self._item_bytes:
                 waiting = min(waiting, max(slots, int(WAITING_BYTES / (size * self._item_bytes))))
         # What runs may be chunks that were sized before anything was known, and larger than those of now.
@@ -139,7 +147,7 @@ class Planner:
         return max(size, 1)
 
     def _shortest(self, slots: int) -> float:
-        return max(SHORTEST, slots / SUBMIT_RATE)
+        return max(SHORTEST, slots / SUBMIT_RATE, self._round_trip)
 
     def _first(self, slots: int) -> int:
         # Unsized input starts with one item, as it may be slow to read.

@@ -69,6 +69,7 @@ def read_workers(store: RedisStore, key: bytes) -> tuple[list[WorkerInfo], list[
                 tuple(says["queues"]),
                 tuple(says["versions"]),
                 says["running"],
+                says.get("round_trip", 0.0),
             )
         )
     return workers, strangers

@@ -22,7 +22,7 @@ from ..store import keys
 from ..store.protocol import Opening, Submission, Submitted
 from .meter import Meter
 from .outbox import SUBMIT_BYTES, SUBMIT_CHUNKS, Outbox
-from .reading import Input
+from .reading import SLOW_SECONDS, Input
 from .results import Results
 from .shelf import Shelf, file_of
 from .spec import JobSpec
@@ -207,6 +207,7 @@ class Feeding(ABC):
         if self._opened == self.epoch:
             return None
         spec, key, session = self.spec, self.key, self.session
+        self._measure_way()
         self._listen()
         label = {"name": spec.name, "session": session.sid, "total": self.total, "detached": spec.detach}
         label["queue"] = spec.queue or session.settings.queue
@@ -222,6 +223,13 @@ class Feeding(ABC):
         ttl = int(session.settings.result_ttl * 1000)
         return Opening(session.sid, meta, function, spec.max_running, spec.detach, ttl, json.dumps(label), spec.queue)
 
+    def _measure_way(self) -> float:
+        """Tell the planner how far the store is, for us or for the farthest worker; that many seconds."""
+        way = max((worker.round_trip for worker in self.session.workers()), default=0.0)
+        way = max(way, self.session.store.round_trip)
+        self._planner.observe_round_trip(way)
+        return way
+
     def _pump(self) -> None:
         """Read and submit as long as there is credit."""
         with self.changed:
@@ -233,7 +241,8 @@ class Feeding(ABC):
     def _fill(self) -> int:
         """Read some chunks into the outbox; how many."""
         chunks = size = 0
-        most = SUBMIT_CHUNKS if self.spec.sized else 1  # nothing is held back while a generator thinks
+        # Nothing is held back while a generator thinks, unless a call takes longer than `ready` looks.
+        most = SUBMIT_CHUNKS if self.spec.sized or self.session.store.round_trip > SLOW_SECONDS else 1
         while chunks < most and size < SUBMIT_BYTES:
             with self.changed:
                 if self.ended or self._exhausted or self.stop_at is not None:

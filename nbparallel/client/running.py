@@ -28,6 +28,9 @@ __all__ = ["RunningJob"]
 
 #: Seconds that outcomes may need from the store to us.
 AUDIT_SECONDS = 1.0
+#: Seconds after which tickets that nobody took are replaced, at first (far from the store so many round trips, which a
+#: message needs), and at most.
+NUDGE_SECONDS, NUDGE_TRIPS, NUDGE_MOST = 1.0, 8, 30.0
 
 
 class RunningJob(Feeding):
@@ -41,7 +44,8 @@ class RunningJob(Feeding):
         self.echo: Callable[[list[Entry]], None] | None = None
         #: Shows the job again when it is run once more.
         self.reopened: Callable[[], None] | None = None
-        self._nudge_after = 1.0
+        self._nudge_after = NUDGE_SECONDS
+        self._workers: set[str] = set()  # seen at the last nudge
         self._first_errors: list[tuple[int, str, str]] = []
 
     # -- receiving -----------------------------------------------------------------------------------------------------
@@ -302,15 +306,22 @@ class RunningJob(Feeding):
                     self.stop_at = 0
                     self._end("cancelled")
             return
+        least = max(NUDGE_SECONDS, NUDGE_TRIPS * self._measure_way())
+        if look.pending == 0 or look.since_taken < 1000 * least or self._workers_vanished():
+            self._nudge_after = least
         quiet = min(look.since_taken, look.oldest_ticket if look.oldest_ticket >= 0 else look.since_taken) / 1000
         if look.pending == 0 or quiet < self._nudge_after:
-            if look.pending == 0 or look.since_taken < 1000:
-                self._nudge_after = 1.0
             return
         cap = min(self.session.slots(self.spec.queue), self.spec.max_running or look.pending + look.held)
         tickets = store.remint(key, int(self._nudge_after * 1000), cap, [keys.new_id() for _ in range(cap)])
-        self._nudge_after = min(2 * self._nudge_after, 30.0)
+        if tickets:  # else every ticket runs a chunk, perhaps a long one, and no queue gets longer
+            self._nudge_after = min(2 * self._nudge_after, NUDGE_MOST)
         self.session.publish(self, tickets)
+
+    def _workers_vanished(self) -> bool:
+        """Whether one that was there is gone, and with it the messages that were on their way to it."""
+        before, self._workers = self._workers, {worker.id for worker in self.session.workers()}
+        return not before <= self._workers
 
     def snapshot(self) -> Snapshot:
         """The picture of this moment."""

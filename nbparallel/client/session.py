@@ -153,6 +153,7 @@ class Session:
         self.store = store
         self.say_alive()
         self._run_id = store.run_id()
+        self._workers, _ = read_workers(store, self.key)  # so that the first job has tickets for all of them
         if not self.backend.embedded and self._beater is None:
             grace = self.settings.session_grace
             command = store.beat_command(self.sid, self._beat(), int(grace * 1000))

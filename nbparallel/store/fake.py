@@ -31,7 +31,7 @@ class MemoryStore:
     def __init__(
         self, clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000, namespace: str = "default"
     ) -> None:
-        self.prefix = keys.prefix(namespace)
+        self.prefix, self.round_trip = keys.prefix(namespace), 0.0
         self._clock = clock
         self._changed = threading.Condition(threading.RLock())
         self._listeners: list[list[str]] = []  # what each of them was told and has not heard yet

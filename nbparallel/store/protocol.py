@@ -128,6 +128,8 @@ class Store(Protocol):
     """The narrow interface between our logic and the server."""
 
     prefix: str
+    #: Seconds that a call takes, those of the server aside; 0.0 while that is not known.
+    round_trip: float
 
     def submit(
         self,

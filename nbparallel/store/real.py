@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -80,6 +81,7 @@ class RedisStore:
         except ValueError as error:
             raise ConnectionFailed(f"{hide_password(self.url)!r} is not a URL of Redis or Valkey: {error}") from None
         self._lines = Connections(self._redis)
+        self.round_trip = 0.0
 
     # -- scripts -------------------------------------------------------------------------------------------------------
 
@@ -92,12 +94,20 @@ class RedisStore:
 
         def attempt() -> list[Any]:
             try:
-                return self._lines.exchange(*commands)
+                return self._timed(commands)
             except redis.exceptions.NoScriptError:
                 self._lines.exchange(*(("SCRIPT", "LOAD", source) for source, _ in _scripts().values()))
                 return self._lines.exchange(*commands)  # idempotent, should the first of two have run already
 
         return self._guard(attempt)
+
+    def _timed(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        started = time.perf_counter()
+        answers = self._lines.exchange(*commands)
+        took, known = time.perf_counter() - started, self.round_trip
+        # Large calls, new connections and busy machines take longer: it falls at once, and rises slowly.
+        self.round_trip = took if took < known or not known else known + (took - known) / 16
+        return answers
 
     def _command(self, *command: Any) -> Any:
         return self._guard(lambda: self._lines.exchange(command))[0]

@@ -50,8 +50,9 @@ class _Worker:
         self.child: Child | None = None
         self.processes = config.concurrency
         # Made before the pool forks: children inherit the slots and the pipe to the supervisor.
+        self.store = self._store()
         self.supervisor = Supervisor(
-            self._store(), config.key, config.settings, self.slots, self.id, self._describe, self._publish
+            self.store, config.key, config.settings, self.slots, self.id, self._describe, self._publish
         )
 
     # -- in the parent -------------------------------------------------------------------------------------------------
@@ -107,6 +108,7 @@ class _Worker:
             "processes": self.processes,
             "queues": self._queues(),
             "versions": versions(),
+            "round_trip": round(self.store.round_trip, 4),
             "running": {
                 str(running.pid): f"{running.job} {running.index}"
                 for slot in self.slots.owned()

@@ -22,6 +22,7 @@ from typing import Literal, TypeVar
 from ..envelope import Depot, Payload, Verdict, open_meta, seal_block, seal_verdict
 from ..errors import ClusterError, SerializationError, WireError
 from ..model import ErrorRecord
+from ..planning import TRIPS
 from ..remote import capture
 from ..seeding import reseed
 from ..settings import Settings
@@ -41,6 +42,9 @@ __all__ = ["Child"]
 JOBS_KEPT = 8
 #: How often, in seconds, the flusher looks at the running chunk.
 FLUSHER_SECONDS = 0.025
+#: Far from the store the times below last at least so many round trips: a turn, an idle turn's wait for more work, a
+#: chunk until its tail is handed back, the pause between two reports. A ticket costs some ten of them, a chunk one.
+TURN_TRIPS, LINGER_TRIPS, BUDGET_TRIPS, FLUSH_TRIPS = 30, 3, 2 * TRIPS, 2
 #: Longest pause, in seconds, between attempts to reach a store that is away.
 PAUSE_LIMIT = 1.0
 
@@ -119,7 +123,7 @@ class Child:
         if not self._ready:
             self._get_ready()
         self._busy.set()
-        self._deadline = time.monotonic() + self._settings.turn_seconds
+        self._deadline = time.monotonic() + self._far(self._settings.turn_seconds, TURN_TRIPS)
         try:
             return self._turn(job_key, ticket)
         finally:
@@ -145,7 +149,7 @@ class Child:
             loaded = self._jobs.get(job)
             if claim.state == "drop" and not claim.why.startswith("ticket"):
                 self._jobs.pop(job, None)  # the job is over, not just its ticket
-            rest = min(self._settings.linger_seconds, self._deadline - time.monotonic())
+            rest = min(self._far(self._settings.linger_seconds, LINGER_TRIPS), self._deadline - time.monotonic())
             if loaded is None or rest <= 0 or self._slot.asked_to_hand_back():
                 return None
             handed = self._linger(_group(loaded), rest)
@@ -154,6 +158,10 @@ class Child:
             job, ticket = handed
             self._busy.set()
             claim = self._claim(job, ticket, first=True)
+
+    def _far(self, seconds: float, trips: int) -> float:
+        """A time (0: none at all) as it is near the store, and longer where each call takes long."""
+        return max(seconds, trips * self._store.round_trip) if seconds else 0.0
 
     def _may_go_on(self, loaded: LoadedJob) -> bool:
         """Whether the turn is not over; alone on a cluster of one session, it ends only when others wait."""
@@ -265,7 +273,7 @@ class Child:
         payload = self._payload(loaded, claim)
         if payload is None:
             return None
-        timeout = loaded.options["timeout"]
+        timeout, budget = loaded.options["timeout"], loaded.options["budget"]
         self._slot.times[slots.LIMIT] = timeout or 0.0
         self._slot.words[slots.MEMORY] = memory = loaded.options.get("memory", 0)
         self._slot.words[slots.ATTEMPT] = claim.attempt
@@ -281,7 +289,7 @@ class Child:
             star=loaded.options["star"],
             each=payload.each,
             precise=claim.crashes > 0 or timeout is not None or memory > 0,
-            budget=loaded.options["budget"],
+            budget=None if budget is None else self._far(budget, BUDGET_TRIPS),
             slot=self._slot,
             worker=self._name,
             seeded=loaded.seeded,
@@ -401,7 +409,7 @@ class Child:
 
     def _look_after(self, run: ChunkRun) -> None:
         now = time.monotonic()
-        if now - run.flushed < self._settings.flush_seconds:
+        if now - run.flushed < self._far(self._settings.flush_seconds, FLUSH_TRIPS):
             return
         run.flushed = now
         new_hi = run.position + 1

@@ -316,6 +316,36 @@ def test_no_foreign_error_comes_through(kind: type[Exception], monkeypatch: pyte
         assert isinstance(caught.value, ClusterError)
 
 
+def test_the_way_to_the_server_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is that of the quickest calls of late: slow ones hardly count, and when all are slow it follows."""
+    store = RedisStore("redis://host.invalid:7000/0")
+    took, now = 1.2, 0.0
+
+    def exchange(*commands: Any) -> list[Any]:
+        nonlocal now
+        now += took
+        return [b"" for _ in commands]
+
+    monkeypatch.setattr(store._lines, "exchange", exchange)
+    monkeypatch.setattr("nbparallel.store.real.time.perf_counter", lambda: now)
+    assert store.round_trip == 0.0
+    store._call("wake", "", SID)  # the first call connects
+    assert store.round_trip == pytest.approx(1.2)
+    took = 0.4
+    store._call("wake", "", SID)
+    assert store.round_trip == pytest.approx(0.4)
+    took = 1.0
+    store._call("wake", "", SID)
+    assert store.round_trip < 0.45
+    took = 0.4
+    store._call("wake", "", SID)
+    assert store.round_trip == pytest.approx(0.4)
+    took = 2.0
+    for _ in range(60):
+        store._call("wake", "", SID)
+    assert store.round_trip > 1.9
+
+
 @pytest.mark.parametrize("url", ["ftp://host/0", "host:6379", "redis://host:port/0"], ids=["scheme", "bare", "port"])
 def test_a_wrong_url_is_named(url: str) -> None:
     """What is no URL of a store is refused when the store is made."""

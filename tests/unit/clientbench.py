@@ -58,6 +58,8 @@ class Server(MemoryStore):
 class Client:
     """How the session reaches the server: each call fails while the server is away."""
 
+    round_trip = 0.0
+
     def __init__(self, server: Server) -> None:
         self._server = server
         self.url = server.url

@@ -40,6 +40,7 @@ class Driven:
         session.store = MemoryStore(lambda: 1_000_000)
         session.store.session_beat(session.sid, b"", None)
         session.slots.return_value = 2
+        session.workers.return_value = []
         session.reason.return_value = ""
         self.session = session
         self.source = Input([items])

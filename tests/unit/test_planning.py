@@ -125,6 +125,29 @@ def test_store_calls_are_bounded() -> None:
         assert slots / planner.budget(slots) <= 4000
 
 
+def test_chunks_are_longer_far_from_the_store() -> None:
+    """Where a call takes long a chunk lasts several calls, as does the work that waits, and the last ones one."""
+    planner = measured(1e-2, 10**6)
+    planner.observe_round_trip(0.4)
+    assert planner.next_size(2, 10**6) == 160
+    assert planner.window(2) == 2 * 160 + 2 * 160
+    assert planner.next_size(2, 1) == 1
+    assert planner.next_size(2, 50) == 40
+    fixed = Planner(1, 10**6)
+    fixed.observe(1, 0.1)
+    fixed.observe_round_trip(0.4)
+    assert fixed.window(2) == 2 + 2 * 16
+
+
+def test_a_store_nearby_changes_nothing() -> None:
+    """A call that takes some milliseconds has no say."""
+    planner, other = measured(1e-2, 10**6), measured(1e-2, 10**6)
+    planner.observe_round_trip(0.004)
+    for left in (10**6, 100, 20, 3):
+        assert planner.next_size(2, left) == other.next_size(2, left)
+        assert planner.window(2) == other.window(2)
+
+
 def test_items_without_duration_are_taken() -> None:
     """A clock that shows no time passed, or an empty report, is no division by zero."""
     planner = Planner("auto", None)

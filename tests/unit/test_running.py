@@ -11,14 +11,18 @@ from typing import Any
 
 import pytest
 from support import eventually
-from unit.clientbench import Backend, Bench, ended, failure
+from unit.clientbench import LEASE, Backend, Bench, ended, failure
 from unit.workbench import KEY
 
 from nbparallel import envelope
 from nbparallel.client import running as module
 from nbparallel.client import shelf
+from nbparallel.client.backend import read_workers
+from nbparallel.client.job import Job
+from nbparallel.client.running import RunningJob
 from nbparallel.errors import ItemError, JobCancelled, JobError, RemoteError, UsageError
 from nbparallel.policies import RetryPolicy
+from nbparallel.store import keys
 
 
 @pytest.fixture
@@ -498,29 +502,75 @@ def test_lost_messages_are_sent_again(bench: Bench) -> None:
     assert job.result(20) == [0, 2]
 
 
+def passing(bench: Bench) -> Callable[[float], None]:
+    """What makes seconds pass for the server, which stands still otherwise."""
+    now = [bench.server._clock()]
+    bench.server._clock = lambda: now[0]
+
+    def passes(seconds: float) -> None:
+        now[0] += int(seconds * 1000)
+
+    return passes
+
+
+def only_nudged_here(bench: Bench, job: Job[Any]) -> RunningJob:
+    """The engine of a job that the keeper leaves alone."""
+    bench.session._look = lambda: None  # type: ignore[method-assign]
+    bench.session.forget(job._running.key)
+    return job._running
+
+
 def test_a_nudge_is_patient(bench: Bench) -> None:
     """While work is taken nothing is minted; each round of new tickets waits for longer than the one before."""
-    bench.session._look = lambda: None  # type: ignore[method-assign]  # only this test nudges
-    job = bench.job(abs, list(range(3)))
-    running = job._running
-    bench.session.forget(running.key)  # so that the keeper leaves it alone
+    passes = passing(bench)
+    running = only_nudged_here(bench, job := bench.job(abs, list(range(3))))
     running.nudge()
     assert running._nudge_after == 1.0
-    server = bench.server
-    peek = server.peek
-
-    def stale(key: str, ranges: bool = False) -> Any:
-        return peek(key, ranges)._replace(since_taken=10**6, oldest_ticket=10**6)
-
-    server.peek = stale  # type: ignore[method-assign]
     for expected in (2.0, 4.0, 8.0, 16.0, 30.0, 30.0):
-        running._nudge_after = max(running._nudge_after, expected / 2)
+        passes(running._nudge_after - 0.01)
         running.nudge()
+        passes(0.01)
+        sent = bench.messages.qsize()
+        running.nudge()
+        assert bench.messages.qsize() == sent + 2
         assert running._nudge_after == expected
-    server.peek = peek  # type: ignore[method-assign]
+    while bench.messages.qsize() > 2:
+        bench.messages.get()
     bench.claim(job)
     running.nudge()
     assert running._nudge_after == 1.0, "somebody took one lately"
+
+
+def test_long_items_do_not_make_the_nudge_late(bench: Bench) -> None:
+    """After a while in which all tickets ran, those of a worker that vanished are replaced at the next look."""
+    passes = passing(bench)
+    running = only_nudged_here(bench, job := bench.job(abs, list(range(3))))
+    tokens = [bench.claim(job).id for _ in range(2)]
+    for _ in range(20):
+        passes(1.0)
+        running.nudge()
+    assert bench.messages.empty()
+    bench.server.renew(1000, [(running.key, token) for token in tokens])
+    passes(1.0)
+    bench.server.reap(10, keys.new_id(), LEASE)
+    running.nudge()
+    assert bench.messages.qsize() == 2
+
+
+def test_a_worker_that_vanished_makes_the_nudge_early(bench: Bench) -> None:
+    """However patient a full queue had made it: messages may have been on their way to that worker."""
+    passes = passing(bench)
+    running = only_nudged_here(bench, bench.job(abs, list(range(3))))
+    bench.announce()
+    bench.session._workers, _ = read_workers(bench.server, KEY)  # type: ignore[arg-type]
+    running.nudge()
+    running._nudge_after, sent = 30.0, bench.messages.qsize()
+    passes(1.0)
+    running.nudge()
+    assert bench.messages.qsize() == sent
+    bench.session._workers = []
+    running.nudge()
+    assert bench.messages.qsize() == sent + 2
 
 
 def test_a_job_that_is_not_open_needs_no_nudge(make: Callable[..., Bench]) -> None:

@@ -264,6 +264,21 @@ def test_an_idle_child_lingers_for_its_session(make_child: MakeChild) -> None:
     assert all(0 < ms <= 500 for _, ms in store.waited)
 
 
+def test_a_child_is_patient_far_from_its_store(make_child: MakeChild) -> None:
+    """Where a call takes long a turn lasts many of them, an idle child waits for some, and tails stay for some."""
+    work = Work(lambda x: (child._deadline - time.monotonic(), child._run.budget), budget=0.1)
+    store = Lingering(work.store)
+    child, _ = make_child(store, linger_seconds=0.5, turn_seconds=1.5)
+    for far, turns, lingers, budgets in ((0.0004, 1.5, 0.5, 0.1), (0.4, 12.0, 1.2, 3.2)):
+        work.store.round_trip = far
+        (ticket,) = work.submit([1])
+        turn(child, work, ticket)
+        rest, budget = list(work.outcomes().values())[-1]
+        assert turns - 1.0 < rest <= turns
+        assert budget == budgets
+        assert store.waited.pop()[1] == pytest.approx(lingers * 1000)
+
+
 @pytest.mark.parametrize("why", ["no time", "shutdown", "nothing known"])
 def test_nobody_lingers_who_should_not(make_child: MakeChild, why: str) -> None:
     """A turn that is over, a worker that shuts down and a child that has no session end at once."""
@@ -523,6 +538,8 @@ def test_a_worker_that_shuts_down_does_not_wait_for_its_store(make_child: MakeCh
 
 class Flaky:
     """A store whose server is away at times: calls fail before they are made, or their replies are lost."""
+
+    round_trip = 0.0
 
     def __init__(self, store: Any, rng: random.Random, before: float = 0.15, after: float = 0.15) -> None:
         self._store, self._rng, self._before, self._after = store, rng, before, after
