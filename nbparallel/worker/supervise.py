@@ -67,6 +67,7 @@ class Supervisor:
         os.set_blocking(self._reader, False)
         self._stopping = threading.Event()
         self._leaving = False
+        self._returned: set[str] = set()  # tokens of which we gave the tail back
         self._watch_deaths: Callable[[], object] = lambda: None
         #: Watches Celery's consumer, where it has an event loop.
         self.hearing: Hearing | None = None
@@ -127,6 +128,7 @@ class Supervisor:
         self._leaving = True
         for slot in self._slots.owned():
             slot.hand_back()
+        self.tell("wake")
 
     # -- the supervising thread ----------------------------------------------------------------------------------------
 
@@ -138,8 +140,10 @@ class Supervisor:
             self._watch_new(poll)
             now = time.monotonic()
             wait = max(0.0, renew_at - now)
-            if self._interrupter.pending() or any(
-                running.limit or slot.words[slots.MEMORY] for slot, running in self._live()
+            if (
+                self._leaving
+                or self._interrupter.pending()
+                or any(running.limit or slot.words[slots.MEMORY] for slot, running in self._live())
             ):
                 wait = min(wait, TICK_SECONDS)
             for fd, _ in poll.poll(wait * 1000):
@@ -150,6 +154,8 @@ class Supervisor:
                     self._child_died(fd)
             self._safely(self._interrupts)
             self._safely(self._check_memory)
+            if self._leaving:
+                self._safely(self._return_tails)
             now = time.monotonic()
             if now >= renew_at:
                 renew_at = now + self._settings.renew_seconds
@@ -302,6 +308,14 @@ class Supervisor:
                 "items; which of them is to blame cannot be known"
             )
             self._report_errors(lost, ErrorRecord("lost", "nbparallel.errors.WorkerLost", message, "", ""), "")
+
+    def _return_tails(self) -> None:
+        """Give back what children have not started: one whose item is inside a C call cannot do it by itself."""
+        for _, running in self._live():
+            if running.index >= 0 and running.token not in self._returned:  # it starts no other: it was asked before
+                new_hi = running.index + max(running.count, 1)
+                self._store.report(running.job, running.token, 0, 0, b"", new_hi=new_hi)
+                self._returned.add(running.token)
 
     def idle(self) -> bool:
         """Whether no child holds a lease."""
