@@ -79,21 +79,22 @@ def make_app(broker_url: str, settings: Settings, take_turn: TakeTurn | None = N
     if take_turn is not None:
         request = "nbparallel.worker.request:TurnRequest"
         app.task(name=TASK_NAME, bind=True, ignore_result=True, acks_late=True, Request=request)(_task(take_turn))
-    ours = _transport_options(scheme, settings.connect_seconds, working=take_turn is not None)
+    ours = _transport_options(scheme, settings.connect_seconds)
     if watched is not None:
         ours |= {"master_name": watched.master, "sentinel_kwargs": watched.sentinel_login}
     app.conf.broker_transport_options = {**ours, **json.loads(settings.broker_options)}
     return app
 
 
-def _transport_options(scheme: str, patience: float, *, working: bool) -> dict[str, Any]:
+def _transport_options(scheme: str, patience: float) -> dict[str, Any]:
     """What we ask of a broker, in kombu's words, unless the user asks for something else."""
     if scheme == "sqs":
         # A worker's requests last as long as no message comes; the pause between two of them only adds to that.
         client = {"connect_timeout": patience, "read_timeout": max(patience, 5), "retries": {"total_max_attempts": 2}}
         return {"polling_interval": SQS_PAUSE_SECONDS, "client-config": client}
-    if scheme.startswith(("redis", "sentinel")) and not working:
-        # A server that accepts and never answers must not block whoever publishes.
+    if scheme.startswith(("redis", "sentinel")):
+        # A server that accepts and never answers, or a link that died without a word, must not block whoever publishes,
+        # nor a worker's event loop, which would be deaf for good: it tells now and then that the worker lives.
         return {"socket_connect_timeout": patience, "socket_timeout": max(patience, 5)}
     return {}
 

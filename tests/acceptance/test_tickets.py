@@ -46,9 +46,9 @@ def busy(tmp_path: Path, seconds: float = 3.0) -> Iterator[tuple[Rig, RemoteClus
 
 
 def start(cluster: RemoteCluster, log: Path, store: redis.Redis) -> Job[int]:
-    """A job whose messages wait."""
+    """A job whose messages wait, one for each host."""
     job = pmap(logged, [str(log)] * 40, range(40), chunks=2, progress=False, session=cluster)
-    eventually(lambda: store.llen(QUEUE), 5, "messages wait")
+    eventually(lambda: store.llen(QUEUE) == 2, 5, "messages wait")
     return job
 
 
@@ -163,3 +163,42 @@ def test_an_item_longer_than_the_visibility_timeout_runs_once(tmp_path: Path, mo
 def held(store: redis.Redis) -> dict[bytes, float]:
     """The messages that workers hold, and since when."""
     return dict(store.zrange("unacked_index", 0, -1, withscores=True))
+
+
+#: An application whose consumer goes deaf when a file appears, as after a connection that died without a word.
+DEAF = """
+import os
+from kombu.transport.redis import Channel
+from nbparallel.worker.main import app_from_environment
+
+app = app_from_environment()
+flag, ask, deaf = os.environ["DEAF_FLAG"], Channel._brpop_start, []
+
+def ask_unless_deaf(self, *arguments, **options):
+    if os.path.exists(flag):
+        os.rename(flag, flag + ".seen")
+        deaf.append(self)
+    if self not in deaf:
+        ask(self, *arguments, **options)
+
+Channel._brpop_start = ask_unless_deaf
+"""
+
+
+def test_a_deaf_worker_hears_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is connected and takes no messages though some wait connects anew, after the lease's time."""
+    (tmp_path / "deaf.py").write_text(DEAF)
+    flag = tmp_path / "flag"
+    monkeypatch.setenv("DEAF_FLAG", str(flag))
+    with remote(0) as (rig, cluster):
+        rig.add_host(
+            command=(sys.executable, "-m", "celery", "-A", "deaf", "--workdir", str(tmp_path), "worker", "-c1")
+        )
+        rig.wait_hosts(1)
+        assert pmap(abs, [-1], session=cluster).result(20) == [1]
+        flag.touch()
+        eventually((tmp_path / "flag.seen").exists, 10, "it is deaf")
+        began = time.monotonic()
+        assert pmap(abs, range(-9, 0), session=cluster).result(30) == list(range(9, 0, -1))
+        print(f"heard again after {time.monotonic() - began:.1f} s")
+        assert "connecting to the broker anew" in rig.logs()
