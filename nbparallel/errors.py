@@ -27,6 +27,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .tracebacks import render
+
 __all__ = [
     "ClusterError",
     "ConnectionFailed",
@@ -52,6 +54,10 @@ __all__ = [
 
 class NbparallelError(Exception):
     """Base of every error of this package."""
+
+    def _render_traceback_(self) -> list[str]:
+        """IPython shows it so."""
+        return render(self)
 
 
 class UsageError(NbparallelError, ValueError):

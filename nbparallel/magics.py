@@ -26,6 +26,7 @@ from .client.cell import live_jobs
 from .client.running import RunningJob
 from .cluster.handle import Cluster, RemoteCluster, connect, current_cluster, set_default, stop_default
 from .errors import NbparallelError
+from .tracebacks import attach
 
 __all__ = ["NbparallelMagics", "load_ipython_extension", "unload_ipython_extension"]
 
@@ -156,7 +157,7 @@ class NbparallelMagics(Magics):
         call = _parse(line)
         space: dict[str, Any] = self.shell.user_ns  # type: ignore[union-attr]
         function = _function(call, line, cell, space)
-        sources = [eval(_compiled(source), space) for source in call.sources]
+        sources = _evaluated(call, line, space)
         options = {name: self._value(text, space) for name, text in call.options.items()}
         options.setdefault("name", f"{call.target} in {call.text}")
         if call.out:
@@ -247,8 +248,16 @@ def _call(loop: ast.For, out: str, options: dict[str, str]) -> _Call:
     return _Call(shown, names, False, True, text, (source,), out, options)
 
 
-def _compiled(expression: ast.expr) -> Any:
-    return compile(ast.fix_missing_locations(ast.Expression(expression)), "<%%pmap>", "eval")
+def _evaluated(call: _Call, line: str, space: dict[str, Any]) -> list[Any]:
+    """The values of what the cell runs for; an error in one shows the first line of the cell."""
+    file = f"<%%pmap line {next(_counter)}>"
+    linecache.cache[file] = len(line), None, [f"for {line}\n"], file
+    try:
+        expressions = [ast.fix_missing_locations(ast.Expression(source)) for source in call.sources]
+        return [eval(compile(expression, file, "eval"), space) for expression in expressions]
+    except Exception as error:
+        attach(error)
+        raise
 
 
 def _function(call: _Call, line: str, cell: str, space: dict[str, Any]) -> Callable[..., Any]:

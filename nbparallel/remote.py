@@ -17,8 +17,9 @@ from typing import Any
 from . import pickling
 from .errors import ItemError, ItemTimeout, RemoteError, WorkerCrashed, WorkerLost
 from .model import ErrorRecord
+from .tracebacks import RemoteTraceback, attach
 
-__all__ = ["RemoteTraceback", "capture", "rebuild", "short_repr", "to_raise"]
+__all__ = ["capture", "rebuild", "short_repr", "to_raise"]
 
 #: Longest message and traceback that travel, in characters, and largest pickled exception, in bytes.
 MESSAGE_LIMIT = 4_000
@@ -27,14 +28,6 @@ PICKLED_LIMIT = 1 << 20
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _KINDS: dict[str, type[ItemError]] = {"timeout": ItemTimeout, "crashed": WorkerCrashed, "lost": WorkerLost}
-
-
-class RemoteTraceback(Exception):
-    """Stands as the cause of an exception that a worker raised; its text is the traceback there."""
-
-    def __str__(self) -> str:
-        # On a line of its own, so that the traceback's lines stay aligned.
-        return f"\n{self.args[0]}" if self.args else ""
 
 
 def capture(exc: BaseException, kind: str, item: str, *, local_by_value: bool = False) -> ErrorRecord:
@@ -95,11 +88,12 @@ def to_raise(error: ItemError) -> BaseException:
     where += f" on {error.worker}" if error.worker else ""
     where += f", attempt {error.attempts}" if error.attempts > 1 else ""
     if error.traceback:
-        raised.__cause__ = RemoteTraceback(f"{where}\n{error.traceback}".rstrip("\n") + "\n")
+        raised.__cause__ = RemoteTraceback(where, error.traceback.rstrip("\n") + "\n")
     elif not own:
         raised.__cause__ = error.exception
     if own and hasattr(raised, "add_note"):  # Python 3.11
         raised.add_note(f"raised for {where}")
+    attach(raised)
     return raised
 
 

@@ -19,7 +19,7 @@ PACKAGE = Path(nbparallel.__file__ or "").parent
 GROUPS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
-        "errors model settings policies",
+        "tracebacks errors model settings policies",
         "planning wire pickling envelope culprit modules remote ordering simulation seeding points frames plots"
         " calls schema",
         "store",

@@ -14,6 +14,7 @@ from .. import frames
 from ..errors import ItemError, JobCancelled, JobError, ResultDropped, ResultNotReady
 from ..model import JobState, Snapshot
 from ..remote import rebuild, to_raise
+from ..tracebacks import attach
 from .cell import waits_for
 from .results import Failure, Piece
 from .running import RunningJob
@@ -323,16 +324,14 @@ class Job(Generic[R]):
 
     async def __aiter__(self) -> AsyncIterator[R]:
         self._check_process()
-        finished = False
+        at, finished = 0, False
         try:
             if self._running.spec.ordered:
-                at = 0
                 while (piece := await self._piece_async(self._running.results.ordered, at)) is not None:
                     at = piece.hi
                     for value in self._values(piece, stop_at_error=True):
                         yield value
             else:
-                at = 0
                 while (piece := await self._piece_async(self._running.results.arrived, at)) is not None:
                     at = piece.position + len(piece)
                     for value in self._values(piece, stop_at_error=False):
@@ -367,9 +366,9 @@ class Job(Generic[R]):
                         return
                     self._running.on_change(wake)
                 await asyncio.wait([woken], timeout=HEARTBEAT)
-        except asyncio.CancelledError:
-            self._interrupted()
-            raise
+        except asyncio.CancelledError as stop:
+            self._interrupted(stop)
+            raise stop.with_traceback(None)  # noqa: B904  (the same one, without the frames of the wait)
 
     # -- control -------------------------------------------------------------------------------------------------------
 
@@ -404,8 +403,9 @@ class Job(Generic[R]):
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _interrupted(self) -> None:
+    def _interrupted(self, stop: BaseException) -> None:
         """■ or Ctrl-C hit whoever waits for this job."""
+        attach(stop)
         if self._spec.interrupt == "cancel":
             self.cancel()
 
@@ -486,9 +486,9 @@ class Job(Generic[R]):
                         if pause <= 0:
                             raise ResultNotReady(f"job {self.name!r} did not get so far in the time given: {self!r}")
                     self._running.changed.wait(pause)
-        except KeyboardInterrupt:
-            self._interrupted()
-            raise
+        except KeyboardInterrupt as stop:
+            self._interrupted(stop)
+            raise stop.with_traceback(None)  # noqa: B904  (the same one, without the frames of the wait)
 
 
 def _set(future: asyncio.Future[None]) -> None:

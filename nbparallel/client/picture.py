@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from itertools import islice
 
 from ..model import Block, Details, ErrorRecord, FailureGroup, Lane
+from ..tracebacks import cell_name, with_cells
 from .output import CUT
 
 __all__ = ["Picture"]
@@ -240,7 +241,9 @@ class Picture:
     def _fail(self, index: int, error: ErrorRecord) -> None:
         frames = _FRAME.findall(error.traceback[-4000:])
         file, line, function = frames[-1] if frames else ("", "", "")
-        place = f"{file.rsplit('/', 1)[-1]}:{line}" + (f" in {function}" if function else "") if file else ""
+        cell = cell_name(file)
+        place = f"{cell}, line {line}" if cell else f"{file.rsplit('/', 1)[-1]}:{line}" if file else ""
+        place += f" in {function}" if function else ""
         group = self._failures.get((error.type_name, place))
         self._shown_failures = None
         if group is None:
@@ -299,7 +302,7 @@ class _Failures:
     def __init__(self, first: ErrorRecord, place: str) -> None:
         self.type_name, self.place, self.count = first.type_name, place, 0
         self.examples: list[tuple[int, str, str]] = []
-        text = first.traceback
+        text = with_cells(first.traceback)
         if len(text) > TRACEBACK_CHARACTERS:  # both its ends say more than its middle
             half = TRACEBACK_CHARACTERS // 2
             text = f"{text[:half]}\n…\n{text[-half:]}"

@@ -331,10 +331,16 @@ class RunningJob(Feeding):
                 name=self.spec.name,
                 state=self.state,
                 total=self.total,
-                slots=self.session.slots(self.spec.queue),
+                slots=self._slots(),
                 reason="" if self.ended else self._reason(),
                 errors=tuple(self._first_errors),
             )
+
+    def _slots(self) -> int:
+        """Worker processes that are there, and may run items of this job."""
+        queue = self.spec.queue or self.session.settings.queue
+        there = sum(worker.processes for worker in self.session.workers() if queue in worker.queues)
+        return min(there, self.spec.max_running or there)
 
     def _reason(self) -> str:
         if self.state == "starting":

@@ -14,6 +14,7 @@ from ..model import JobState, Snapshot
 from ..remote import capture, rebuild, short_repr, to_raise
 from ..seeding import Seeded, preserved
 from ..store.keys import new_id
+from ..tracebacks import attach
 from .job import Job
 from .reading import Input
 from .spec import JobSpec
@@ -43,6 +44,7 @@ class SerialJob(Job[R]):
 
     def _run(self) -> Iterator[R | ItemError]:
         """Run item after item, yielding outcomes in order."""
+        __tracebackhide__ = True  # %debug steps over it
         self._state = "running"
         try:
             while self._state == "running":
@@ -60,6 +62,7 @@ class SerialJob(Job[R]):
             raise
 
     def _call(self, columns: list[Sequence[Any]]) -> R | ItemError:
+        __tracebackhide__ = True
         arguments = columns[0][0] if self._spec.star else tuple(column[0] for column in columns)
         started, clock = time.time(), time.perf_counter()
         try:
@@ -73,6 +76,7 @@ class SerialJob(Job[R]):
             record = capture(error, "raised", short_repr(item))
             failure = self._failures[self._count] = rebuild(record, self._count)
             if self._spec.on_error == "raise":
+                attach(error)
                 raise
             return failure
         finally:
@@ -80,6 +84,7 @@ class SerialJob(Job[R]):
                 self._times.append((started, time.perf_counter() - clock))
 
     def _raise_failure(self) -> None:
+        __tracebackhide__ = True
         if self._state == "cancelled":
             raise JobCancelled(f"job {self.name!r} was cancelled after {self._count:,} items")
         if self._failure is not None:
@@ -145,6 +150,7 @@ class SerialJob(Job[R]):
         return self._count if self._state == "done" else self._source.total
 
     def __iter__(self) -> Iterator[R]:
+        __tracebackhide__ = True
         try:
             for _, value in self.as_completed():
                 yield value
@@ -153,6 +159,7 @@ class SerialJob(Job[R]):
                 self.cancel()
 
     def as_completed(self) -> Iterator[tuple[int, R]]:
+        __tracebackhide__ = True
         index = 0 if self._spec.keep else self._count
         while True:
             if self._spec.keep and index < self._count:
@@ -165,6 +172,7 @@ class SerialJob(Job[R]):
             index += 1
 
     def result(self, timeout: float | None = None) -> list[R]:
+        __tracebackhide__ = True
         if self._count and not self._spec.keep:
             raise ResultDropped(f"results of job {self.name!r} were handed out before; pass keep=True to keep them")
         return list(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..model import Snapshot
 
-__all__ = ["counts", "duration", "headline", "number", "pace", "speed", "title"]
+__all__ = ["counts", "duration", "headline", "number", "pace", "rate", "speed", "title"]
 
 #: Stands for what is not known.
 UNKNOWN = "—"
@@ -39,8 +39,22 @@ def speed(rate: float | None) -> str:
         return UNKNOWN
     for value, unit in ((rate, "s"), (rate * 60, "min")):
         if value >= 0.95:
-            return f"{round(value):,}/{unit}" if value >= 99.5 else f"{value:.3g}/{unit}"
+            return f"{_three(value)}/{unit}"
     return f"{rate * 3600:.3g}/h"
+
+
+def rate(rate: float | None) -> tuple[str, str]:
+    """The same as a number and what it counts: ("64.8", "items/s")."""
+    value, _, unit = speed(rate).partition("/")
+    return value, f"items/{unit}"
+
+
+def _three(value: float) -> str:
+    """Three digits that mean something: 1.85, 64.8, 3,900,000."""
+    if value < 99.95:
+        return f"{value:.3g}"
+    digits = max(0, len(str(round(value))) - 3)
+    return number(int(round(value, -digits)))
 
 
 def counts(snapshot: Snapshot) -> str:
@@ -61,7 +75,7 @@ def title(snapshot: Snapshot) -> str:
 
 def pace(snapshot: Snapshot) -> str:
     """How much was gained over one process: the sum of the running times over the time that passed, or ""."""
-    if snapshot.elapsed < 0.1 or snapshot.busy <= 0:  # over a moment that says nothing
+    if snapshot.elapsed < 0.1 or snapshot.busy < 0.05 * snapshot.elapsed:  # that says nothing
         return ""
     return f"{snapshot.busy / snapshot.elapsed:.1f} × one process"
 

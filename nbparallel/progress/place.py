@@ -104,6 +104,8 @@ class Place:
         line = f"{phrases.number(self._jobs)} job{'s' * (self._jobs > 1)} done ({names}), "
         line += f"{phrases.number(self._items)} items in {phrases.duration(self._seconds)}"
         rows = "<br>".join(escape(headline) for headline in self._headlines)
+        if self._jobs > HEADLINES:
+            rows = f'<span style="opacity:.75">the last {HEADLINES}:</span><br>{rows}'
         return {
             "text/plain": line,
             "text/html": f"<details><summary>{escape(line)}</summary>{rows}</details>",

@@ -14,12 +14,13 @@ __all__ = ["html", "text"]
 GROUPS, MESSAGE_CHARACTERS, TRACEBACK_CHARACTERS, LANES, LANE_CHARACTERS = 8, 200, 6000, 16, 48
 
 # Colours that read on white and on black, since a saved page does not know its reader's theme.
-_BLUE, _RED, _AMBER = "#4a90d9", "#d9483b", "#c98a00"
+_BLUE, _RED, _AMBER = "#4a90d9", "#d0473a", "#b97f00"
 _BOX = (
     "border:1px solid rgba(128,128,128,.35);border-radius:6px;padding:8px 14px;margin:4px 0;max-width:1100px;"
     "overflow-wrap:anywhere"
 )
-_SOFT = "opacity:.7"
+_SOFT = "opacity:.75"
+_PACE = "the running times of all items together, over the time that passed"
 _STRIP = f"flex:1;min-width:0;overflow:hidden;white-space:nowrap;font-size:70%;color:{_BLUE}"
 _PICTURE = "display:block;width:100%;height:11px;background:rgba(128,128,128,.15)"
 _MARKS = {"done": ("✓", _BLUE), "failed": ("✕", _RED), "cancelled": ("■", _AMBER)}
@@ -45,7 +46,7 @@ def html(snapshot: Snapshot, slot: str = "") -> str:
         return _running(snapshot)
     mark, colour = _MARKS[snapshot.state]
     if snapshot.state == "done" and snapshot.failed:
-        colour = _AMBER
+        mark, colour = "!", _AMBER
     title = phrases.title(snapshot)
     if snapshot.state == "cancelled":
         title += f", {phrases.counts(snapshot)} done, kept"
@@ -73,8 +74,10 @@ def _facts(snapshot: Snapshot) -> list[str]:
         head, _, tail = phrases.counts(snapshot).partition(" ")
         facts.append(f"<b>{head}</b> {tail}")
     facts.append(f"<b>{phrases.duration(snapshot.elapsed)}</b>")
-    facts += [f"<b>{phrases.speed(snapshot.rate)}</b>"] if snapshot.rate is not None else []
-    facts += [phrases.pace(snapshot)] if phrases.pace(snapshot) else []
+    facts += ["<b>{}</b> {}".format(*phrases.rate(snapshot.rate))] if snapshot.rate is not None else []
+    if pace := phrases.pace(snapshot):
+        head, times, tail = pace.partition(" × ")
+        facts.append(f'<span title="{_PACE}"><b>{head}{times}</b>{tail}</span>')
     facts += [f"<b>{phrases.number(snapshot.retried)}</b> retried"] if snapshot.retried else []
     if snapshot.failed:
         facts.append(f'<b style="color:{_RED}">{phrases.number(snapshot.failed)} failed</b>')
@@ -119,16 +122,29 @@ def _lane(lane: Lane, pieces: int, with_host: bool) -> str:
 
 def _failures(group: FailureGroup) -> str:
     index, item, message = group.examples[0]
-    where = ", ".join(part for part in (f"item {index}" + (f" ({item})" if item else ""), group.place) if part)
+    where = f"item {phrases.number(index)}" + (f" ({item})" if item else "")
+    where += f" · {group.place}" if group.place else ""
     head = (
         f'<b style="color:{_RED}">{phrases.number(group.many)} × {escape(group.type_name)}</b>: {escape(message)} '
-        f'<span style="{_SOFT}">{escape(where)}</span>'
+        f'<span style="{_SOFT};font-size:90%">&nbsp;{escape(where)}</span>'
     )
     if not group.traceback:
         return f"<div>{head}</div>"
-    trace = group.traceback[-TRACEBACK_CHARACTERS:]
     style = "margin:4px 0 8px 18px;white-space:pre;overflow:auto"
-    return f'<details><summary>{head}</summary><pre style="{style}">{escape(trace)}</pre></details>'
+    return f'<details><summary>{head}</summary><pre style="{style}">{_trace(group.traceback)}</pre></details>'
+
+
+def _trace(traceback: str) -> str:
+    """The end of a traceback, with the lines that say where, and what, set off."""
+    lines = []
+    for line in traceback[-TRACEBACK_CHARACTERS:].rstrip("\n").split("\n"):
+        shown = escape(line)
+        if line.startswith(("  File ", "  Cell ")):
+            shown = f'<span style="{_SOFT}">{shown}</span>'
+        elif line and not line.startswith((" ", "Traceback", "The above", "During", "…")):
+            shown = f'<b style="color:{_RED}">{shown}</b>'
+        lines.append(shown)
+    return "\n".join(lines)
 
 
 def _groups(snapshot: Snapshot) -> list[FailureGroup]:

@@ -22,12 +22,14 @@ function many(items) {
 }
 
 function seconds(value) {
-  if (value < 0.001) return `${+(value * 1e6).toPrecision(2)} µs`;
-  if (value < 0.9995) return `${+(value * 1e3).toPrecision(3)} ms`;
-  if (value < 9.95) return `${value.toFixed(1)} s`;
-  if (value < 60) return `${Math.round(value)} s`;
-  if (value < 3600) return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
-  return `${(value / 3600).toFixed(1)} h`;
+  // A number stays with its unit.
+  const whole = Math.round(value);
+  if (value < 0.001) return `${+(value * 1e6).toPrecision(2)}\u00a0µs`;
+  if (value < 0.995) return `${+(value * 1e3).toPrecision(2)}\u00a0ms`;
+  if (value < 9.95) return `${value.toFixed(1)}\u00a0s`;
+  if (whole < 60) return `${whole}\u00a0s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)}\u00a0min ${String(whole % 60).padStart(2, "0")}\u00a0s`;
+  return `${(value / 3600).toFixed(1)}\u00a0h`;
 }
 
 /** Sizes a canvas to its place and returns its context in CSS pixels; null while it is not visible. */
@@ -59,11 +61,13 @@ function ask(model, what) {
   try { model.send(content); } catch { /* the comm is closed */ }
 }
 
-/** Puts a Retry button into the summary that took the widget's place in this page; what is saved has none. */
-function offerRetry(model) {
+/** Completes the summary that took the widget's place in this page: a Retry button, which what is saved has not. */
+function offerRetry(model, open) {
   const put = () => {
     for (const slot of document.querySelectorAll(`.nbp-again-${model.get("view")}`)) {
       if (slot.firstChild) continue;
+      // It lists the failures in the same order: what a person reads stays open.
+      slot.parentNode.parentNode.querySelectorAll("details").forEach((node, i) => { node.open = open[i] ?? false; });
       const button = make("button", "nbp-again", "Retry failed");
       button.type = "button";
       button.style.cssText = 
@@ -99,31 +103,34 @@ function layout(count, width) {
   size = Math.min(CELL_MAX, Math.max(CELL_MIN, size));
   let columns = Math.max(1, Math.floor(width / size));
   while (size > CELL_MIN && Math.ceil(count / columns) * size > MAP_HEIGHT) columns = Math.floor(width / --size);
-  return { size, columns, rows: Math.ceil(count / columns) };
+  // A map of several rows ends where the bar above it does.
+  const rows = Math.ceil(count / columns);
+  return { size, columns, rows, step: rows > 1 ? width / columns : size };
 }
 
 function drawMap(canvas, cells, colours) {
-  const { size, columns, rows } = layout(cells.length, canvas.clientWidth);
+  const { size, columns, rows, step } = layout(cells.length, canvas.clientWidth);
   const drawn = brush(canvas, rows * size);
   if (!drawn) return;
   const { context } = drawn, gap = size > 5 ? 1 : size > 3 ? 0.5 : 0, side = size - gap;
+  const left = Array.from({ length: columns + 1 }, (_, column) => Math.round(column * step));
   for (let i = 0; i < cells.length; i++) {
     const cell = cells[i], level = cell & 15;
-    const x = (i % columns) * size, y = Math.floor(i / columns) * size;
+    const x = left[i % columns], y = Math.floor(i / columns) * size, wide = left[(i % columns) + 1] - x - gap;
     if (level < 15) {
       context.fillStyle = cell & RUNNING ? colours.running : cell & SUBMITTED ? colours.waiting : colours.unsent;
-      context.fillRect(x, y, side, side);
+      context.fillRect(x, y, wide, side);
       if (cell & RUNNING && size >= 6) {
         context.fillStyle = colours.mark;
-        context.fillRect(x + side / 3, y + side / 3, side / 3, side / 3);
+        context.fillRect(x + wide / 3, y + side / 3, wide / 3, side / 3);
       }
     }
     if (!level) continue;
     const height = (side * level) / 15, bottom = y + side;
     context.fillStyle = cell & MOSTLY_FAILED ? colours.failed : colours.done;
-    context.fillRect(x, bottom - height, side, height);
+    context.fillRect(x, bottom - height, wide, height);
     if (cell & MOSTLY_FAILED) {
-      if (size >= 6) stroke(context, x, y, side, colours.mark);
+      if (size >= 6) stroke(context, x + (wide - side) / 2, y, side, colours.mark);
     } else if (cell & FAILED) {
       // A corner, with an edge that is seen without its colour.
       const corner = Math.max(2, side * 0.6);
@@ -192,7 +199,7 @@ function traceback(text) {
   pre.tabIndex = 0;
   const add = (words, kind) => pre.append(kind ? make("span", kind, words) : words);
   for (const line of text.replace(/\n+$/, "").split("\n")) {
-    if (/^\s+File "/.test(line)) add(line, "nbp-file");
+    if (/^\s+(File "|Cell In\[)/.test(line)) add(line, "nbp-file");
     else if (/^\s*[\^~]+\s*$/.test(line) || /^\S/.test(line) && !/^(Traceback|The above|During|…)/.test(line)) add(line, "nbp-error");
     else if (/^\s/.test(line)) {
       let end = 0;
@@ -222,7 +229,7 @@ function drawFailures(list, groups, known) {
       node.append(summary);
       const [index, item, message] = group.examples[0];
       summary.append(make("span", "nbp-many"), " ", make("b", "", group.type), `: ${message} `,
-        make("span", "", `item ${digits.format(index)} (${item})${group.place ? `, ${group.place}` : ""}`));
+        make("span", "nbp-where", `item ${digits.format(index)}${item ? ` (${item})` : ""}${group.place ? ` · ${group.place}` : ""}`));
       node.addEventListener("toggle", () => fill(node));
       known.set(group.key, node);
     }
@@ -237,28 +244,30 @@ function fill(node) {
   const { examples, many, traceback: text } = node.group;
   if (!node.open || node.shown === examples.length) return;
   node.shown = examples.length;
-  while (node.children.length > 1) node.lastChild.remove();
+  if (node.children.length === 1) node.append(text ? traceback(text) : make("p", "", "No traceback came with it."));
+  while (node.children.length > 2) node.lastChild.remove(); // the traceback stays, wherever it is scrolled to
   const table = make("table", "nbp-examples");
   const head = table.createTHead().insertRow();
   for (const words of ["item", "value", "message"]) head.append(make("th", "", words));
+  for (const cell of head.cells) cell.scope = "col";
   const body = table.createTBody();
-  for (const [index, item, message] of examples) {
+  for (const [index, item, message] of [...examples].sort((one, other) => one[0] - other[0])) {
     const row = body.insertRow();
     row.insertCell().textContent = digits.format(index);
     row.insertCell().append(make("code", "", item));
     row.insertCell().textContent = message;
   }
   node.append(table);
-  if (many > examples.length) node.append(make("span", "", `and ${digits.format(many - examples.length)} more`));
-  node.append(text ? traceback(text) : make("p", "", "No traceback came with it."));
+  if (many > examples.length) node.append(make("span", "nbp-where", `and ${digits.format(many - examples.length)} more`));
 }
 
 function drawOutput(pre, entries) {
   const atEnd = pre.parentNode.scrollHeight - pre.parentNode.scrollTop - pre.parentNode.clientHeight < 8;
   pre.replaceChildren();
   for (const [index, stream, text] of entries) {
-    pre.append(make("span", stream === "stdout" ? "" : "nbp-stderr", `item ${digits.format(index)}${stream === "stdout" ? "" : ` ${stream}`} │ `),
-      text.endsWith("\n") ? text : `${text}\n`);
+    const kind = stream === "stderr" ? "nbp-stderr" : stream === "stdout" ? "" : "nbp-noted";
+    pre.append(make("span", kind, `item ${digits.format(index)}${stream === "stdout" ? "" : ` · ${stream}`}`),
+      make("code", "", text.replace(/\n$/, "")));
   }
   if (atEnd) pre.parentNode.scrollTop = pre.parentNode.scrollHeight;
 }
@@ -284,7 +293,9 @@ function build(root) {
   }
   place("bar", make("div", "nbp-bar")).setAttribute("role", "progressbar");
   for (const kind of ["done", "failed", "running"]) place(`bar_${kind}`, make("span", `nbp-is-${kind}`), parts.bar);
-  place("facts", make("ul", "nbp-facts"));
+  const numbers = place("numbers", make("div", "nbp-numbers"));
+  place("facts", make("ul", "nbp-facts"), numbers);
+  place("pace", make("ul", "nbp-facts"), numbers);
   place("reason", make("div", "nbp-reason"));
   const map = place("mapPanel", make("div", "nbp-map"));
   place("map", make("canvas"), map).setAttribute("role", "img");
@@ -292,7 +303,7 @@ function build(root) {
   place("mapWords", make("span"), under);
   place("mapCell", make("span"), under);
   place("panels", make("div", "nbp-panels"));
-  place("lanes", make("div", "nbp-lanes"), section("lanes", "Workers: busy over time, and what they run now"));
+  place("lanes", make("div", "nbp-lanes"), section("lanes", "Workers, and how busy they were"));
   place("moreLanes", make("div", "nbp-slowest"), parts.lanesPanel);
   const times = section("times", "Running time of items");
   place("times", make("canvas"), times).setAttribute("role", "img");
@@ -314,6 +325,23 @@ function build(root) {
   return parts;
 }
 
+function drawFacts(list, facts) {
+  while (list.children.length > facts.length) list.lastChild.remove();
+  facts.forEach(([kind, value, label], i) => {
+    let item = list.children[i];
+    if (!item) {
+      item = make("li");
+      item.append(make("i"), make("b"), make("span"));
+      list.append(item);
+    }
+    const [mark, number, text] = item.children;
+    mark.hidden = !kind;
+    mark.className = `nbp-is-${kind}`;
+    put(number, value);
+    put(text, label);
+  });
+}
+
 function drawHead(parts, head) {
   const { counts, words } = head;
   put(parts.name, head.name);
@@ -322,30 +350,17 @@ function drawHead(parts, head) {
   const whole = head.total ?? Math.max(counts.done + counts.running, 1);
   const share = (count) => `${whole ? (100 * count) / whole : 0}%`;
   const endless = head.total === null && !head.finished;
-  parts.bar.classList.toggle("nbp-endless", endless);
+  parts.bar.classList.toggle("nbp-endless", endless && counts.running > 0);
   parts.bar_done.style.width = endless ? "0" : share(counts.done - counts.failed);
   parts.bar_failed.style.width = endless ? "0" : share(counts.failed);
-  parts.bar_running.style.width = endless ? "30%" : share(counts.running);
+  parts.bar_running.style.width = endless ? (counts.running ? "30%" : "0") : share(counts.running);
   parts.bar.setAttribute("aria-valuetext", words.aria);
   if (endless) parts.bar.removeAttribute("aria-valuenow");
   else parts.bar.setAttribute("aria-valuenow", whole ? Math.round((100 * counts.done) / whole) : 100);
   parts.bar.setAttribute("aria-label", `Progress of ${head.name}`);
 
-  const facts = words.facts;
-  while (parts.facts.children.length > facts.length) parts.facts.lastChild.remove();
-  facts.forEach(([kind, value, label], i) => {
-    let item = parts.facts.children[i];
-    if (!item) {
-      item = make("li");
-      item.append(make("i"), make("b"), make("span"));
-      parts.facts.append(item);
-    }
-    const [mark, number, text] = item.children;
-    mark.hidden = !kind;
-    mark.className = `nbp-is-${kind}`;
-    put(number, value);
-    put(text, label);
-  });
+  drawFacts(parts.facts, words.facts);
+  drawFacts(parts.pace, words.times);
   put(parts.reason, head.reason);
   parts.reason.hidden = !head.reason;
   // Read aloud: each quarter and the end, not each tenth of a second.
@@ -403,7 +418,7 @@ function render({ model, el }) {
     parts.mapPanel.hidden = !cells.length;
     if (dirty.has("cells") && cells.length) {
       drawMap(parts.map, cells, colours);
-      put(parts.mapWords, head.cell_items === 1 ? "one cell an item" : `one cell for ${digits.format(head.cell_items)} items`);
+      put(parts.mapWords, head.cell_items === 1 ? "each square is one item" : `each square is ${digits.format(head.cell_items)} items`);
       parts.map.setAttribute("aria-label", `Map of the job. ${head.words.aria}`);
     }
     if (dirty.has("lanes")) {
@@ -415,7 +430,7 @@ function render({ model, el }) {
         parts.timesEnds.style.maxWidth = width ? `${Math.max(width, 110)}px` : "";
         put(parts.timesLow, seconds(head.durations_low));
         put(parts.timesHigh, seconds(head.durations_high));
-        put(parts.slowest, head.slowest.length ? `slowest: ${head.slowest.map(([index, time]) => `item ${digits.format(index)} ${seconds(time)}`).join(", ")}` : "");
+        put(parts.slowest, head.slowest.length ? `slowest: ${head.slowest.map(([index, time]) => `item\u00a0${digits.format(index)} (${seconds(time)})`).join(", ")}` : "");
         parts.times.setAttribute("aria-label", `Items took between ${seconds(head.durations_low)} and ${seconds(head.durations_high)}`);
       }
       parts.panels.hidden = parts.lanesPanel.hidden && parts.timesPanel.hidden;
@@ -450,11 +465,11 @@ function render({ model, el }) {
   parts.root.addEventListener("focusout", (event) => { if (event.relatedTarget && !parts.root.contains(event.relatedTarget)) home = null; });
   parts.map.addEventListener("mousemove", (event) => {
     const cells = bytes("cells"), { cell_items: each, total } = model.get("head");
-    const { size, columns } = layout(cells.length, parts.map.clientWidth);
-    const i = Math.floor(event.offsetY / size) * columns + Math.floor(event.offsetX / size);
+    const { size, columns, step } = layout(cells.length, parts.map.clientWidth);
+    const column = Math.floor(event.offsetX / step), i = Math.floor(event.offsetY / size) * columns + column;
     const last = Math.min((i + 1) * each, total ?? Infinity) - 1;
     const range = i * each === last ? `item ${digits.format(last)}` : `items ${digits.format(i * each)}–${digits.format(last)}`;
-    put(parts.mapCell, Math.floor(event.offsetX / size) < columns && i < cells.length ? `${range}: ${cellWords(cells[i])}` : "");
+    put(parts.mapCell, column < columns && i < cells.length ? `${range}: ${cellWords(cells[i])}` : "");
   });
   parts.map.addEventListener("mouseleave", () => put(parts.mapCell, ""));
 
@@ -474,7 +489,7 @@ function render({ model, el }) {
   return () => {
     model.off("change:final", finish);
     clearTimeout(timer);
-    offerRetry(model);
+    offerRetry(model, Array.from(parts.failuresScroll.children, (node) => node.open));
     // What had the focus is gone: the notebook goes on hearing the keyboard.
     if (home && document.activeElement === document.body) home.focus();
     cancelAnimationFrame(frame);

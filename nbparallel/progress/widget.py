@@ -131,7 +131,12 @@ def _head(snapshot: Snapshot, details: Details, can_retry: bool) -> dict[str, An
         "finished": snapshot.finished,
         "total": snapshot.total,
         "counts": {"done": snapshot.done, "failed": snapshot.failed, "running": snapshot.running},
-        "words": {"state": _state(snapshot), "facts": _facts(snapshot), "aria": phrases.headline(snapshot)},
+        "words": {
+            "state": _state(snapshot),
+            "facts": _facts(snapshot),
+            "times": _times(snapshot),
+            "aria": phrases.headline(snapshot),
+        },
         "reason": "" if snapshot.finished else snapshot.reason,
         "retry": can_retry and snapshot.finished and snapshot.failed > 0,
         "elapsed": snapshot.elapsed,
@@ -150,26 +155,32 @@ def _head(snapshot: Snapshot, details: Details, can_retry: bool) -> dict[str, An
 def _state(snapshot: Snapshot) -> str:
     if snapshot.state == "cancelled":
         return f"cancelled, {phrases.counts(snapshot)} done, kept"
-    if snapshot.state == "running" and snapshot.total:
-        return f"running, {100 * snapshot.done // snapshot.total} %"
+    if snapshot.state == "running":
+        word = "waiting" if snapshot.reason and not snapshot.running else "running"
+        return f"{word}, {100 * snapshot.done // snapshot.total} %" if snapshot.total else word
     return phrases.title(snapshot)
 
 
 def _facts(snapshot: Snapshot) -> list[tuple[str, str, str]]:
-    """(kind of mark, value, label) of each fact; the marks are the legend of the bar and the map."""
+    """(kind of mark, value, label) of each count; the marks are the legend of the bar and the map."""
     number = phrases.number
     total = "" if snapshot.total is None else f" of {number(snapshot.total)}"
     facts = [("done", number(snapshot.done), f"done{total}")]
     if not snapshot.finished:
         facts += [("running", number(snapshot.running), "running"), ("waiting", number(snapshot.waiting), "waiting")]
     facts += [("failed", number(snapshot.failed), "failed")]
-    facts += [("", number(snapshot.retried), "retried")] if snapshot.retried else []
-    facts += [("", phrases.speed(snapshot.rate), "")] if snapshot.rate is not None else []
+    return facts + ([("", number(snapshot.retried), "retried")] if snapshot.retried else [])
+
+
+def _times(snapshot: Snapshot) -> list[tuple[str, str, str]]:
+    """(no mark, value, label): how fast it goes."""
+    facts = [("", *phrases.rate(snapshot.rate))] if snapshot.rate is not None else []
     facts.append(("", phrases.duration(snapshot.elapsed), "elapsed"))
     if not snapshot.finished:
         facts.append(("", phrases.duration(snapshot.eta), "left"))
-    elif snapshot.elapsed >= 0.1 and snapshot.busy > 0:
-        facts.append(("", f"{snapshot.busy / snapshot.elapsed:.1f} ×", "one process"))
+    elif pace := phrases.pace(snapshot):
+        value, _, label = pace.partition(" × ")
+        facts.append(("", f"{value} ×", label))
     return facts
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kernel import Kernel, running_kernel
+from kernel import Cell, Kernel, running_kernel
 from support import eventually, our_processes
 
 import nbparallel
@@ -204,14 +205,51 @@ def test_a_loop_that_raises_leaves_the_job(kernel: Kernel) -> None:
 
 
 def test_a_traceback_shows_the_users_frames(kernel: Kernel) -> None:
-    """What an item raised is shown with the line of the user's function, and without frames of the job's engine."""
-    cell = kernel.run("def f(x):\n    return 1 / x  # culprit\nlist(pmap(f, [0], progress=False))")
+    """IPython shows the lines of the cell and those on the worker as it shows its own, and no line of the engine."""
+    kernel.run("def deep(x):\n    return 1 / x  # culprit\n\ndef f(x):\n    return deep(x)  # on the way")
+    uses = ["list(job)", "job.result()", "job[1]", "await job", "raise job.errors[0]"]
+    for code in uses:
+        shown = _shown(kernel.run(f"job = pmap(f, [1, 0], progress=False); job.wait(); {code}  # here"))
+        places = [shown.index(words) for words in ("# here", "in f()", "# on the way", "in deep()", "# culprit")]
+        assert places == sorted(places)
+        assert shown.count("Cell In[") == 3
+        assert "nbparallel/" not in shown
+        assert "item 1 (0)" in shown
+    shown = _shown(kernel.run("pmap(f, [1, 0], session='serial').result()"))
+    assert "in deep(x)" in shown
+    assert "nbparallel/" not in shown
+
+
+def test_errors_of_ours_and_interrupts_show_the_cell_alone(kernel: Kernel) -> None:
+    """A wrong argument, a cancelled job and ■ are told with the line of the cell, not with ours."""
+    kernel.run("import threading, time, _thread\njob = pmap(time.sleep, [60], progress=False)")
+    stop = "threading.Timer(0.2, _thread.interrupt_main).start(); "
+    for code, name in {
+        "pmap(abs, 3)": "UsageError",
+        "pmap(abs, [3], retries='many')": "UsageError",
+        f"{stop}job.result()": "KeyboardInterrupt",
+        "job.result()": "JobCancelled",
+        "job = pmap(time.sleep, [60], progress=False); " + stop + "await job": "CancelledError",
+    }.items():
+        cell = kernel.run(code)
+        assert cell.error is not None
+        assert cell.error[0] == name
+        shown = _shown(cell)
+        assert shown.count("Cell In[") == 1
+        assert "File" not in shown
+
+
+def test_what_a_cell_magic_cannot_read_is_shown(kernel: Kernel) -> None:
+    """An error in what %%pmap runs for shows the magic's own line."""
+    shown = _shown(kernel.run("%%pmap x in missing -> out\nx"))
+    assert "for x in missing" in shown
+    assert "nbparallel/" not in shown
+
+
+def _shown(cell: Cell) -> str:
+    """The error of a cell as a person sees it."""
     assert cell.error is not None
-    assert "# culprit" in cell.error[2]
-    assert "skipping hidden" in cell.error[2]
-    again = kernel.run("pmap(f, [0], progress=False).result()").error
-    assert again is not None
-    assert "_pieces" not in again[2]
+    return re.sub(r"\x1b\[[0-9;]*m", "", cell.error[2])
 
 
 def test_a_kernel_leaves_no_process() -> None:
