@@ -26,6 +26,7 @@ from .client.cell import live_jobs
 from .client.running import RunningJob
 from .cluster.handle import Cluster, RemoteCluster, connect, current_cluster, set_default, stop_default
 from .errors import NbparallelError
+from .sweeps import sweep
 from .tracebacks import attach
 
 __all__ = ["NbparallelMagics", "load_ipython_extension", "unload_ipython_extension"]
@@ -311,12 +312,16 @@ _COMPLETERS = {"%nbparallel": _complete_command, "%%pmap": _complete_pmap}
 
 
 def _show_options(function: Callable[..., Any]) -> None:
-    """Have Tab and help show pmap's options for a function that takes them as ``**options``."""
+    """Have Tab and help show pmap's options, also for a function that takes them as ``**options``."""
     signature = inspect.signature(function)
     own = list(signature.parameters.values())
     options = [one for one in inspect.signature(pmap).parameters.values() if one.kind is one.KEYWORD_ONLY]
-    if own[-1].kind is own[-1].VAR_KEYWORD:
-        own[-1:] = options
+    if own[-1].name == "options":
+        del own[-1]
+    known = {one.name for one in own}
+    place = len(own) - (own[-1].kind is own[-1].VAR_KEYWORD)
+    own[place:place] = [one for one in options if one.name not in known]
+    # Given outright, also where it changes nothing: completers then need not read our sources.
     function.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
 
 
@@ -332,7 +337,8 @@ def _ours() -> Iterator[tuple[str, Any]]:
 def load_ipython_extension(ipython: Any) -> None:
     """What ``%load_ext nbparallel`` does; again is harmless."""
     ipython.register_magics(NbparallelMagics)
-    _show_options(pstarmap)
+    for function in (pmap, pstarmap, sweep):
+        _show_options(function)
     for key, complete in _COMPLETERS.items():
         if key not in ipython.strdispatchers["complete_command"].strs:
             ipython.set_hook("complete_command", complete, str_key=key)

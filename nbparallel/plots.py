@@ -80,6 +80,7 @@ def _figure_type() -> type[Figure]:
             self.savefig(data, format="png", dpi=120)
             return data.getvalue()
 
+    Shown.__name__ = Shown.__qualname__ = "Figure"
     return Shown
 
 

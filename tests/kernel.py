@@ -118,6 +118,7 @@ def running_kernel(**environ: str) -> Iterator[Kernel]:
         warnings.simplefilter("ignore")
         manager = KernelManager(kernel_name="python3")
         home = {"IPYTHONDIR": f"{name}/ipython", "JUPYTER_RUNTIME_DIR": name, "XDG_RUNTIME_DIR": name, "TMPDIR": name}
+        home["XDG_CACHE_HOME"] = f"{name}/cache"  # a kernel that is ended while Tab fills a cache leaves half a file
         manager.connection_file = str(directory / "connection.json")
         manager.start_kernel(cwd=str(directory), env={**os.environ, **home, **environ})
         kernel = Kernel(manager)

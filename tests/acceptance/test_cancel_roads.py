@@ -19,7 +19,7 @@ HEARD_SECONDS, IDLE_SECONDS = 1.0, 1.5
 QUIET_SECONDS = 0.3
 
 SETUP = """
-import asyncio, subprocess, time
+import asyncio, os, subprocess, time
 from nbparallel import Cluster, pmap
 from nbparallel.client.cell import live_jobs
 from nbparallel.client.running import RunningJob
@@ -28,6 +28,11 @@ def work(x, mark="work"):
     for _ in range(5):
         with open(f"{mark}.mark", "a") as file:
             file.write(".")
+        time.sleep(0.01)
+    return x
+
+def held(x):  # until the test has seen its widget
+    while x == 59 and not os.path.exists("go"):
         time.sleep(0.01)
     return x
 
@@ -47,7 +52,6 @@ _CLOCK = """() => ["click", "mousedown"].forEach(kind => addEventListener(kind, 
 }, true))"""
 #: A cluster whose workers need a while to start.
 LATE = """
-import os
 before = os.environ.get("PYTHONPATH")
 os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), before or ""])
 late = Cluster(workers=1)
@@ -85,6 +89,7 @@ class Notebook:
 
     def live(self, code: str) -> int:
         """Start a new cell and wait until its widget shows finished items; its index."""
+        (self.folder / "go").unlink(missing_ok=True)
         self.tab.evaluate("() => { window.pressed = 0; }")
         cell = self.page.start(code)
         self.page.output(cell).locator(".nbp").first.wait_for(timeout=15_000)
@@ -266,8 +271,9 @@ def test_while_the_cluster_starts(notebook: Notebook, press: str) -> None:
 
 def test_after_the_end(notebook: Notebook) -> None:
     """A click that comes when the job is over changes nothing."""
-    cell = notebook.live("job = pmap(work, range(60), session=cluster)\nvalues = job.result()")
+    cell = notebook.live("job = pmap(held, range(60), session=cluster)\nvalues = job.result()")
     button = notebook.page.output(cell).locator(".nbp button:has-text('Cancel')").element_handle()
+    (notebook.folder / "go").touch()
     text = notebook.summary(cell)
     button.evaluate("button => { button.click(); }")
     assert notebook.page.value("job.status, len(values), job.cancel()") == ("done", 60, False)
@@ -313,13 +319,14 @@ def test_jobs_of_earlier_cells_go_on(notebook: Notebook) -> None:
 
 def test_body_that_raises(notebook: Notebook) -> None:
     """A loop's body that raises leaves the job of a sized input alone, and %debug sees the body."""
-    cell = notebook.live("job = pmap(work, range(60), session=cluster)\nfor seen in job:\n    time.sleep(0.6); 1 / 0")
+    cell = notebook.live("job = pmap(held, range(60), session=cluster)\nfor seen in job:\n    time.sleep(0.6); 1 / 0")
     notebook.page.wait(cell)
     assert [output["ename"] for output in notebook.page.outputs()[cell] if "ename" in output] == ["ZeroDivisionError"]
     debug = notebook.page.start("%debug")
     notebook.page.output(debug).locator(".jp-Stdin-input").fill("p ('seen', seen) ;; q")
     notebook.page.output(debug).locator(".jp-Stdin-input").press("Enter")
     notebook.page.wait(debug)
+    (notebook.folder / "go").touch()
     assert notebook.page.value("job.result() == list(range(60))") is True
 
 

@@ -89,6 +89,7 @@ def test_tab_completes_commands_and_options(kernel: Kernel) -> None:
     assert "--retries" in kernel.completions("%%pmap x in xs --r")
     assert "retries=" in kernel.completions("pmap(abs, [1], ret")
     assert "retries=" in kernel.completions("pstarmap(abs, [1], ret")
+    assert "retries=" in kernel.completions("job = sweep(abs, points, ret")
     assert "start --workers 4" in kernel.value("get_ipython().find_line_magic('nbparallel').__doc__")
 
 
