@@ -239,7 +239,7 @@ def _growth(run: Run) -> str:
             "A generator of additions, two workers; memory above what there was before:",
             _table(["items", "s (best of 3)", "client, MB", "server, MB"], items),
             "Workers that sleep: chunks of one item of 50 ms, 60 for each. Busy: the share of the workers' time that "
-            "was spent in items. CPU in ms a chunk, store commands a chunk (a report and the next claim are two, in one "
+            "was spent in items. CPU in ms a chunk, store commands a chunk (a report and the next claim are two in one "
             "round trip), memory with shared pages divided:",
             _table(head, rows),
             thousand_workers(run.growth["workers"], Planner().chunk_seconds(1000)),

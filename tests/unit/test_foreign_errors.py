@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import celery.exceptions
@@ -124,7 +125,7 @@ def test_broker_errors_are_ours_in_connect(kind: type[Exception], monkeypatch: p
     def fail(*_: Any) -> None:
         raise make(kind)
 
-    monkeypatch.setattr(application, "make_app", fail)
+    monkeypatch.setattr(application, "make_app", lambda *_: SimpleNamespace(connection_for_write=fail))
     with pytest.raises(ConnectionFailed, match=r"the broker at amqp://user:\*\*\*@host\.invalid// cannot be"):
         handle._check_broker("amqp://user:hunter2@host.invalid//", Settings())
 
