@@ -1,4 +1,9 @@
-"""Fixtures of the acceptance tests: a cluster of two worker processes, and programs in processes of their own."""
+"""Fixtures of the acceptance tests: clusters of two worker processes, and programs in processes of their own.
+
+What takes the fixture ``cluster`` runs on the embedded one; on two hosts, a store and a client in network namespaces;
+and with RabbitMQ as the broker. In a usual run the last two are for those tests alone that are marked ``everywhere``;
+the others on them are marked ``soak``: ``pytest -m "soak or everywhere" -k "netns or rabbitmq" tests/acceptance``.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +11,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from acceptance.hosts import KEY, Rig
+from acceptance.network import FarRig, far_apart, inside
+from acceptance.rabbit import over_rabbitmq
 
 import nbparallel
-from nbparallel import Cluster, pmap
+from nbparallel import Cluster, connect, pmap
+from nbparallel.cluster.handle import RemoteCluster
 
 #: Where the tested package lies, for programs that are run elsewhere.
 ROOT = str(Path(nbparallel.__file__ or "").parents[1])
@@ -19,11 +29,65 @@ ROOT = str(Path(nbparallel.__file__ or "").parents[1])
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """Two worker processes, shared by the tests of a module."""
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Where the tests run that take a cluster."""
+    if "cluster" not in metafunc.fixturenames or hasattr(metafunc.module, "cluster"):
+        return
+    marked = {mark.name for mark in metafunc.definition.iter_markers()}
+    places = ["embedded"]
+    if "embedded_only" not in marked:
+        soak = [] if "everywhere" in marked else [pytest.mark.soak]
+        netns, rabbitmq = [*soak, pytest.mark.netns], [*soak, pytest.mark.rabbitmq]
+        places += [pytest.param("netns", marks=netns), pytest.param("rabbitmq", marks=rabbitmq)]
+    metafunc.parametrize("cluster", places, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="session")
+def far_rig() -> Iterator[FarRig]:
+    """A store, a client and two hosts on nodes of their own."""
+    with far_apart() as rig:
+        yield rig
+
+
+@pytest.fixture(scope="session")
+def rabbit_rig() -> Iterator[Rig]:
+    """A store, RabbitMQ and two hosts."""
+    with over_rabbitmq() as (_, rig):
+        yield rig
+
+
+@contextmanager
+def embedded() -> Iterator[Cluster]:
+    """Two worker processes."""
     with Cluster(workers=2) as cluster:
-        pmap(abs, [-1], session=cluster).result()  # all of its threads run before the first test looks around
+        yield cluster
+
+
+@contextmanager
+def in_namespaces(rig: FarRig) -> Iterator[RemoteCluster]:
+    """Two hosts with a process each; this process is the client on its node meanwhile."""
+    assert rig.network is not None
+    with inside(rig.network.space("client")), connect(rig.server.url, key=KEY) as cluster:
+        yield cluster
+
+
+@contextmanager
+def with_rabbitmq(rig: Rig) -> Iterator[RemoteCluster]:
+    """Two hosts with a process each, which get their tickets from RabbitMQ."""
+    with connect(rig.server.url, key=KEY, **rig.settings) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster | RemoteCluster]:
+    """Two worker processes, shared by the tests of a module."""
+    place = {
+        "embedded": embedded,
+        "netns": lambda: in_namespaces(request.getfixturevalue("far_rig")),
+        "rabbitmq": lambda: with_rabbitmq(request.getfixturevalue("rabbit_rig")),
+    }[request.param]
+    with place() as cluster:
+        pmap(abs, [-1], session=cluster).result(30)  # all of its threads run before the first test looks around
         yield cluster
 
 

@@ -4,6 +4,7 @@ machine's network. Needs root and iproute2.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -24,6 +25,19 @@ PORT = 6379
 def ip(*words: str) -> None:
     """Run iproute2."""
     subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@contextmanager
+def inside(space: str) -> Iterator[None]:
+    """Have this thread, and all threads and processes that it starts meanwhile, be on a node."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{space}") as there:
+        if libc.setns(there.fileno(), 0):
+            raise OSError(ctypes.get_errno(), "setns")
+        try:
+            yield
+        finally:
+            libc.setns(home.fileno(), 0)
 
 
 class Network:

@@ -153,6 +153,7 @@ def test_an_unknown_job(rig: tuple[Rig, RemoteCluster]) -> None:
         attach("nonsense", session=rig[1])
 
 
+@pytest.mark.embedded_only
 def test_an_embedded_cluster_cannot_be_left(cluster: Cluster) -> None:
     """``detach=True`` makes no sense where the cluster ends with this process."""
     with pytest.raises(UsageError, match="outlives"):

@@ -121,6 +121,7 @@ def test_any_function(cluster: Cluster) -> None:
     assert list(pmap(operator.itemgetter(0), ["ab", "cd"], session=cluster)) == ["a", "c"]
 
 
+@pytest.mark.everywhere
 def test_functions_of_a_cell(cluster: Cluster) -> None:
     """A function that calls others of its cell, itself, and reads a global of it, finds all of them."""
     namespace = cell(
@@ -197,6 +198,7 @@ def test_input_like_map(cluster: Cluster, items: Any) -> None:
     assert list(pmap(lambda x: (x, repr(x)), iter(items), session=cluster)) == expected
 
 
+@pytest.mark.everywhere
 def test_several_iterables(cluster: Cluster) -> None:
     """Several iterables are read together, and the shortest ends it."""
     assert list(pmap(lambda x, y: x + y, [1, 2, 3], [10, 20], session=cluster)) == [11, 22]
@@ -240,6 +242,7 @@ def test_none_results(cluster: Cluster) -> None:
     assert list(pmap(lambda x: None, range(50), session=cluster)) == [None] * 50
 
 
+@pytest.mark.everywhere
 def test_huge_range(cluster: Cluster) -> None:
     """Of a huge range a part can be read at once, and the rest is cancelled; len() works, no memory is taken."""
     job = pmap(lambda x: x + 1, range(10**9), session=cluster)
@@ -313,6 +316,7 @@ class Counted:
             yield number
 
 
+@pytest.mark.everywhere
 def test_endless_input_is_read_lazily(cluster: Cluster) -> None:
     """An endless generator is never read further ahead of the reader than the window."""
     source = Counted()
@@ -338,6 +342,7 @@ def test_reader_who_pauses(cluster: Cluster) -> None:
     results.close()  # type: ignore[attr-defined]
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("ordered", [True, False])
 def test_leaving_the_loop_stops_the_job(cluster: Cluster, ordered: bool) -> None:
     """``islice`` takes what it takes of an endless input, and that ends the job and closes the generator."""
@@ -402,6 +407,7 @@ def test_readers_at_the_same_time(cluster: Cluster) -> None:
         assert all(result == expected for result in threads.map(lambda _: list(job), range(4)))
 
 
+@pytest.mark.everywhere
 def test_unordered(cluster: Cluster, tmp_path: Path) -> None:
     """With ``ordered=False`` and from ``as_completed`` results come as they are there, each once."""
 
@@ -479,6 +485,7 @@ def test_result_in_time(cluster: Cluster, tmp_path: Path) -> None:
     assert job.result(timeout=PATIENCE) == [None, None]
 
 
+@pytest.mark.everywhere
 def test_cancel(cluster: Cluster, tmp_path: Path) -> None:
     """Cancel stops what runs; what had finished stays readable, the rest says that it was cancelled."""
 
@@ -539,6 +546,7 @@ def test_on_error_raise(cluster: Cluster, tmp_path: Path) -> None:
     assert [error.index for error in job.errors] == [1]
 
 
+@pytest.mark.everywhere
 def test_the_first_failure_in_order_is_raised(cluster: Cluster, tmp_path: Path) -> None:
     """When a later item failed first, an earlier failure still wins, whichever way one reads."""
 
@@ -580,6 +588,7 @@ def test_exception_of_the_users_own(cluster: Cluster) -> None:
     assert "item 2 (5)" in "".join(traceback.format_exception(odd.value))
 
 
+@pytest.mark.everywhere
 def test_on_error_return(cluster: Cluster) -> None:
     """An ``ItemError`` stands in each failed place, with all that is known."""
     job = pmap(refuse_odd, range(40), on_error="return", session=cluster)
@@ -663,6 +672,7 @@ def test_one_ticket_runs_many_chunks(cluster: Cluster, monkeypatch: pytest.Monke
     assert sum(map(len, tickets)) < 40  # none, even, when the processes linger after the last job
 
 
+@pytest.mark.everywhere
 def test_max_running(cluster: Cluster, tmp_path: Path) -> None:
     """With ``max_running=1`` no two items of the job ever run at once."""
 
@@ -676,6 +686,7 @@ def test_max_running(cluster: Cluster, tmp_path: Path) -> None:
     assert job.result() == list(range(40))
 
 
+@pytest.mark.everywhere
 def test_timeout(cluster: Cluster) -> None:
     """An item that runs longer than ``timeout`` is interrupted; its neighbours are not touched."""
     results = pmap(
@@ -686,6 +697,7 @@ def test_timeout(cluster: Cluster) -> None:
     assert results[1].index == 1
 
 
+@pytest.mark.everywhere
 def test_retries(cluster: Cluster, tmp_path: Path) -> None:
     """A failed item runs again as often as allowed; then its last error counts, and others are not run again."""
 
@@ -798,6 +810,7 @@ def test_thirty_jobs_in_a_row(cluster: Cluster) -> None:
     eventually(lambda: not cluster.session._jobs, PATIENCE, "the session forgot the ended jobs")
 
 
+@pytest.mark.everywhere
 def test_two_jobs_interleaved(cluster: Cluster) -> None:
     """Two endless jobs that are read in turn both go on."""
     first = pmap(square, itertools.count(), session=cluster)
