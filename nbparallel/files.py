@@ -34,6 +34,8 @@ Where: TypeAlias = str | Callable[..., str | Sequence[str]] | Sequence[str]
 
 #: A put shows the whole object or none, and a rename would copy it.
 WHOLE_PUTS = frozenset({"abfs", "abfss", "adl", "az", "gcs", "gs", "memory", "oci", "r2", "s3", "s3a"})
+#: Where no rename makes a tree appear at once: an object that is put last, and without which a tree is not there.
+COMPLETE = "_SUCCESS"
 #: Directories of dead processes are looked for among those that are older than this, in seconds.
 YOUNG = 60.0
 
@@ -55,6 +57,10 @@ def declare(
 
     A path that is needed is only read. Local files are used where they lie, others are fetched to the host's cache in
     the temporary directory (``TMPDIR``): once for all items that need the same version of a file.
+
+    A URL that ends in ``/`` is a directory with all that is in it: one that is needed is there as a whole, one that is
+    created is given empty. On stores without directories a tree of objects counts as there when the object ``_SUCCESS``
+    is in it, which is put last.
 
     Args:
         needs: parameter → where the file comes from.
@@ -206,9 +212,10 @@ def _fail(doing: str, url: str, error: Exception) -> NoReturn:
 
 def _exists(url: str, options: Mapping[str, Mapping[str, Any]]) -> bool:
     try:
-        system, path, _ = _open(url, options)
+        system, path, protocol = _open(url, options)
         system.invalidate_cache()
-        return bool(system.exists(path))
+        marked = url.endswith("/") and protocol in WHOLE_PUTS
+        return bool(system.exists(f"{path}/{COMPLETE}" if marked else path))
     except UsageError:
         raise
     except Exception as error:
@@ -222,14 +229,16 @@ def _store_all(
         (name, path, url) for name in wanted for path, url in zip(_flat(made[name]), _flat(wanted[name]), strict=True)
     ]
     for name, path, url in pairs:  # all or nothing, as far as this can be had
-        if not path.is_file():
+        tree = url.endswith("/")
+        if not (any(_files_in(path)) if tree else path.is_file()):
+            what = "anything into the directory" if tree else "the file"
             raise TransferFailed(
-                f"{fn.__name__} returned without having written the file of its parameter {name!r}, which was to go to "
+                f"{fn.__name__} returned without having written {what} of its parameter {name!r}, which was to go to "
                 f"{hide_password(url)}"
             )
     for _, path, url in pairs:
         try:
-            _store(path, *_open(url, options))
+            (_store_tree if url.endswith("/") else _store)(path, *_open(url, options))
         except UsageError:
             raise
         except Exception as error:
@@ -253,6 +262,69 @@ def _store(source: Path, system: Any, path: str, protocol: str) -> None:
         with contextlib.suppress(Exception):
             system.rm_file(beside)
         raise
+
+
+def _files_in(tree: Path) -> Iterator[Path]:
+    """The files below a directory; links to directories are not followed."""
+    return (Path(place, name) for place, _, names in os.walk(tree) for name in names)
+
+
+def _store_tree(source: Path, system: Any, path: str, protocol: str) -> None:
+    path = path.rstrip("/")
+    names = [file.relative_to(source).as_posix() for file in _files_in(source)]
+    if protocol in WHOLE_PUTS:
+        _replace_objects(source, names, system, path)
+        return
+    parent, _, name = path.rpartition("/")
+    beside = f"{parent}/.{name}.{os.urandom(6).hex()}"
+    new, old = f"{beside}.part", f"{beside}.old"
+    try:
+        for name in names:
+            target = f"{new}/{name}"
+            system.makedirs(target.rpartition("/")[0], exist_ok=True)
+            system.put_file(str(source / name), target)
+        system.invalidate_cache()
+        if replaced := system.exists(path):  # a directory cannot be renamed over another
+            _move(system, path, old)
+        try:
+            _move(system, new, path)
+        except BaseException:
+            if replaced:
+                _move(system, old, path)
+            raise
+    finally:
+        for left in (new, old):
+            with contextlib.suppress(FileNotFoundError):
+                system.rm(left, recursive=True)
+
+
+def _move(system: Any, source: str, target: str) -> None:
+    """Rename a tree."""
+    try:
+        system.mv(source, target, recursive=True)
+    except TypeError:  # such as SFTP's, which renames whatever it is
+        system.mv(source, target)
+
+
+def _replace_objects(source: Path, names: Sequence[str], system: Any, path: str) -> None:
+    """Objects in place of those that are there; the mark that they are complete goes first and comes last."""
+    mark = f"{path}/{COMPLETE}"
+    system.invalidate_cache()
+    before = _objects(system, path) if system.exists(path) else {}
+    if system.exists(mark):
+        system.rm_file(mark)
+    for name in names:
+        system.put_file(str(source / name), f"{path}/{name}")
+    for name, target in before.items():
+        if name not in names and system.exists(target):
+            system.rm_file(target)
+    system.pipe_file(mark, b"")
+
+
+def _objects(system: Any, path: str) -> dict[str, str]:
+    """The files below a path: name relative to it → path."""
+    path = path.rstrip("/")
+    return {one[len(path) :].lstrip("/"): one for one in system.find(path) if not one.endswith("/")}
 
 
 # -- this host ---------------------------------------------------------------------------------------------------------
@@ -302,7 +374,7 @@ def _room(directory: Path) -> Callable[[str, Any], Path]:
 
     def path_of(url: str, _: Any) -> Path:
         made.append(directory / str(len(made)) / (url.rstrip("/").rpartition("/")[2] or "file"))
-        made[-1].parent.mkdir(parents=True)
+        (made[-1] if url.endswith("/") else made[-1].parent).mkdir(parents=True)
         return made[-1]
 
     return path_of
@@ -317,40 +389,50 @@ class _Cache:
         self._count = 0
 
     def fetch(self, url: str, options: Mapping[str, Mapping[str, Any]]) -> Path:
-        """A path of the file at a URL, with its name."""
+        """A path of the file or the tree at a URL, with its name."""
         try:
             system, path, protocol = _open(url, options)
             system.invalidate_cache()
             info = system.info(path)
-            if info.get("type") == "directory":
-                raise IsADirectoryError("it is a directory; name the files in it")
+            tree = info.get("type") == "directory"
+            if tree != url.endswith("/"):
+                raise (
+                    IsADirectoryError("it is a directory; put a / at its end to have all that is in it")
+                    if tree
+                    else NotADirectoryError("it is a file; leave out the / at its end")
+                )
             if protocol in ("file", "local"):
                 return Path(path)
-            version = f"{url}\n{system.ukey(path)}\n{info.get('size')}"
-            return self._linked(version, url, lambda part: system.get_file(path, str(part)))
+            self._count += 1
+            place = self._own / f"needs-{self._count}" / (url.rstrip("/").rpartition("/")[2] or "file")
+            files = (
+                {name: one for name, one in _objects(system, path).items() if name != COMPLETE} if tree else {"": path}
+            )
+            for name, one in files.items():
+                self._link(system, one, f"{url}{name}", place / name)
+            _sweep(self._own.parent)
+            _prune(self._shelf, self._keep_seconds, self._keep_bytes)
+            return place
         except UsageError:
             raise
         except Exception as error:  # every file system raises errors of its own
             _fail("cannot fetch", url, error)
 
-    def _linked(self, version: str, url: str, get: Callable[[Path], object]) -> Path:
+    def _link(self, system: Any, path: str, url: str, place: Path) -> None:
+        """Have a file at a place of the item's, fetched now or by somebody before."""
+        version = f"{url}\n{system.ukey(path)}\n{system.info(path).get('size')}"
         shelved = self._shelf / hashlib.sha256(version.encode()).hexdigest()[:32]
-        self._count += 1
-        path = self._own / f"needs-{self._count}" / (url.rpartition("/")[2] or "file")
-        path.parent.mkdir()
+        place.parent.mkdir(parents=True, exist_ok=True)
         with _locked(shelved.with_suffix(".lock")):
             try:
-                os.link(shelved, path)  # from now on nobody can take it away
+                os.link(shelved, place)  # from now on nobody can take it away
             except FileNotFoundError:
-                get(path)
-                path.chmod(0o400)
+                system.get_file(path, str(place))
+                place.chmod(0o400)
                 part = self._own / "part"
-                os.link(path, part)
+                os.link(place, part)
                 part.rename(shelved)
-            os.utime(path)
-        _sweep(self._own.parent)
-        _prune(self._shelf, self._keep_seconds, self._keep_bytes)
-        return path
+            os.utime(place)
 
 
 def _prune(shelf: Path, keep_seconds: float, keep_bytes: int) -> int:

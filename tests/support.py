@@ -15,9 +15,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import redis
@@ -44,6 +45,16 @@ def eventually(predicate: Callable[[], T], within: float = 5.0, what: str = "") 
 def unavailable(what: str) -> None:
     """Skip the test because ``what`` is missing; in CI that is a failure, for there nothing may be missing."""
     (pytest.fail if IN_CI else pytest.skip)(f"{what} is not installed")
+
+
+def imported(package: str) -> Any:
+    """A package; without it skip the test, or at the head of a module all of its tests, and in CI fail."""
+    try:
+        return import_module(package)
+    except ImportError:
+        if IN_CI:
+            pytest.fail(f"{package} is not installed")
+        pytest.skip(f"{package} is not installed", allow_module_level=True)
 
 
 def needed(*packages: str) -> None:

@@ -83,6 +83,26 @@ def test_ten_items_on_two_processes_fetch_once(bucket: Bucket, cluster: Cluster)
     assert not any(Path(path).exists() for _, path in ran)
 
 
+def test_trees_of_objects(bucket: Bucket, cluster: Cluster) -> None:
+    """Four items need a tree of S3: each object is fetched once; what they create is stored as trees."""
+    system = bucket.system()
+    system.pipe({f"weather/years/{name}": name.encode() for name in ("2018", "2019/wind", "2019/sun")})
+
+    @declare(
+        needs={"years": "s3://weather/years/"}, creates={"out": "s3://weather/trees/{site}/"}, options=bucket.options
+    )
+    def model(site: int, years: Path, out: Path) -> list[str]:
+        (out / "deep").mkdir()
+        (out / "deep" / "sun").write_text((years / "2019" / "sun").read_text())
+        return sorted(str(path.relative_to(years)) for path in years.rglob("*") if path.is_file())
+
+    ran = pmap(model, range(4), session=cluster, chunks=1).result()
+    assert ran == [["2018", "2019/sun", "2019/wind"]] * 4
+    assert [bucket.requests("GET", f"years/{name}") for name in ran[0]] == [1, 1, 1]
+    system.invalidate_cache()
+    assert system.find("weather/trees/3") == ["weather/trees/3/_SUCCESS", "weather/trees/3/deep/sun"]
+
+
 def test_a_missing_object_is_one_items_error(bucket: Bucket, cluster: Cluster) -> None:
     """The error of the item names the URL, the others go on, and a second run does only what is missing."""
     system = bucket.system()

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 from acceptance.conftest import ROOT
-from support import eventually
+from support import eventually, imported
 
-nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+nbclient = imported("nbclient")
 
 HERE = Path(__file__).parents[2]
 NOTEBOOKS = HERE / "notebooks"

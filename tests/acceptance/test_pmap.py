@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import eventually
+from support import eventually, imported
 
 from nbparallel import (
     Cluster,
@@ -219,7 +219,7 @@ def test_pstarmap(cluster: Cluster) -> None:
 
 def test_numpy_arrays(cluster: Cluster) -> None:
     """An array is its rows; arrays go and come whole."""
-    numpy = pytest.importorskip("numpy")
+    numpy = imported("numpy")
     array = numpy.arange(40_000).reshape(20, 2000)
     results = pmap(lambda row: row * 2, array, session=cluster).result()
     assert (numpy.array(results) == array * 2).all()
@@ -492,6 +492,7 @@ def test_cancel(cluster: Cluster, tmp_path: Path) -> None:
     def f(x: int) -> int:
         if x == 10:
             try:
+                note(tmp_path / "runs", x)
                 wait_for_file(tmp_path / "never")
             finally:
                 note(tmp_path / "left", x)
@@ -499,7 +500,7 @@ def test_cancel(cluster: Cluster, tmp_path: Path) -> None:
 
     job = pmap(f, range(10**6), chunks=1, max_running=1, session=cluster)
     assert job[9] == 9
-    eventually(lambda: job.snapshot().done == 10, PATIENCE)
+    eventually(lambda: job.snapshot().done == 10 and lines(tmp_path / "runs"), PATIENCE)
     assert job.cancel()
     assert not job.cancel()
     assert job.status == "cancelled"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from support import imported
 
-nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+nbclient = imported("nbclient")
 
 CELLS = [
     "import time\nfrom nbparallel import pmap",
@@ -53,7 +54,7 @@ def test_short_jobs_are_one_output(executed: Any) -> None:
 
 def test_page_shows_the_summary(executed: Any) -> None:
     """The page that nbconvert makes shows the summary, the failures and the lanes."""
-    exporter = pytest.importorskip("nbconvert", reason="nbconvert is not installed").HTMLExporter()
+    exporter = imported("nbconvert").HTMLExporter()
     page, _ = exporter.from_notebook_node(executed)
     assert "20 × ValueError" in page
     assert "in half" in page

@@ -13,7 +13,7 @@ from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
-from support import eventually
+from support import eventually, imported
 from unit.workbench import kinds, new_slot, outcomes_of
 
 from nbparallel import pickling
@@ -650,7 +650,7 @@ def give_back_once() -> None:
 @pytest.mark.parametrize("each", [False, True])
 def test_a_seeded_item_draws_by_its_index(star: bool, each: bool) -> None:
     """Wherever its chunk begins, and however its items travel, an item draws from the stream of its index."""
-    pytest.importorskip("numpy")
+    imported("numpy")
     seeded = Seeded(lambda x: (x, random.random()), 5, False)
     items = [((x,),) if star else (x,) for x in range(6)]
     column: list[Any] = [pickling.dump(item) for item in items] if each else [item[0] for item in items]

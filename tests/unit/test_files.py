@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import imported
 
 import nbparallel
 from nbparallel import pmap
 from nbparallel.errors import UsageError
 from nbparallel.files import TransferFailed, clear, declare
 
-fsspec = pytest.importorskip("fsspec")
+fsspec = imported("fsspec")
 
 #: Where the tested package lies, for programs in processes of their own.
 ROOT = str(Path(nbparallel.__file__ or "").parents[1])
@@ -32,8 +34,8 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     system = fsspec.filesystem("memory")
     yield system
-    for path in system.find("/"):
-        system.rm_file(path)
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
 
 
 def host(part: str) -> list[Path]:
@@ -109,6 +111,126 @@ def test_the_signature_is_what_is_left() -> None:
 
     assert list(inspect.signature(work).parameters) == ["x", "rng"]
     assert (work.__name__, work.__doc__) == ("work", "Works.")
+
+
+# -- whole directories -------------------------------------------------------------------------------------------------
+
+
+def tree(root: Path) -> dict[str, str]:
+    """The files below a directory with what is in them."""
+    return {str(path.relative_to(root)): path.read_text() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def grow(out: Path, **files: str) -> None:
+    """Write files: ``a__b`` is ``a/b``."""
+    for name, text in files.items():
+        path = out / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_a_tree_is_fetched_once_and_stored_whole(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A URL that ends in / is a directory: needed, it is there with all in it; created, it is stored with all in it."""
+    memory.pipe({"/in/1/a": b"A", "/in/1/sub/b": b"B", "/in/1/_SUCCESS": b""})
+    gets = counted(memory, monkeypatch)
+
+    @declare(needs={"src": "memory://in/1/"}, creates={"out": "memory://out/{x}/"})
+    def work(x: int, src: Path, out: Path) -> dict[str, str]:
+        assert list(out.iterdir()) == []
+        grow(out, a=f"{x}", deep__er__b="b")
+        return tree(src)
+
+    assert run(work, 1, 2) == [{"a": "A", "sub/b": "B"}] * 2
+    assert sorted(gets) == ["/in/1/a", "/in/1/sub/b"]
+    assert sorted(memory.find("/out")) == [
+        f"/out/{x}/{name}" for x in (1, 2) for name in ("_SUCCESS", "a", "deep/er/b")
+    ]
+    assert host("items") == []
+
+
+def test_objects_of_an_older_tree_go(memory: Any) -> None:
+    """A tree that is stored over another has nothing of it, and is not complete before its last object is there."""
+    seen: list[bool] = []
+
+    @declare(creates={"out": "memory://out/"})
+    def work(names: list[str], out: Path) -> None:
+        grow(out, **dict.fromkeys(names, "x"))
+
+    work(["a", "b"])
+    put = type(memory).put_file
+
+    def watch(self: Any, *args: Any, **kwargs: Any) -> None:
+        seen.append(self.exists("/out/_SUCCESS"))
+        put(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(memory), "put_file", watch)
+        work(["b", "c"])
+    assert seen == [False, False]
+    assert sorted(memory.find("/out")) == ["/out/_SUCCESS", "/out/b", "/out/c"]
+
+
+def test_a_local_tree_appears_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory takes another one's place in one step; when storing breaks off, the old one stays as it was."""
+    target = tmp_path / "out" / "1"
+
+    @declare(needs={"src": f"{tmp_path}/in/"}, creates={"out": f"{tmp_path}/out/{{x}}/"})
+    def work(x: int, text: str, src: Path, out: Path) -> str:
+        grow(out, **{"a": text, f"only_{text}__b": text})
+        return str(src)
+
+    grow(tmp_path / "in", a="1")
+    assert work(1, "old") == str(tmp_path / "in"), "local directories are used where they lie"
+    work(1, "new")
+    assert tree(target) == {"a": "new", "only_new/b": "new"}
+    local, count = type(fsspec.filesystem("file")), 0
+    put = local.put_file
+
+    def full(self: Any, *args: Any, **kwargs: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise OSError(28, "No space left on device")
+        put(self, *args, **kwargs)
+
+    monkeypatch.setattr(local, "put_file", full)
+    with pytest.raises(TransferFailed, match=r"cannot store .*/out/1/: OSError: .*No space left"):
+        work(1, "newest")
+    assert tree(target) == {"a": "new", "only_new/b": "new"}
+    assert [path.name for path in target.parent.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize("root", ["memory://trees", "{tmp_path}/trees"])
+def test_existing_trees_are_skipped(memory: Any, tmp_path: Path, root: str) -> None:
+    """A tree that is there is not made again; one that was not stored to its end is."""
+    root = root.format(tmp_path=tmp_path)
+    ran = []
+
+    @declare(creates={"out": f"{root}/{{x}}/"}, existing="skip")
+    def work(x: int, out: Path) -> int:
+        ran.append(x)
+        grow(out, a="a")
+        return x
+
+    assert run(work, 1, 2) == [1, 2]
+    if root.startswith("memory"):
+        memory.rm_file("/trees/2/_SUCCESS")
+    else:
+        shutil.rmtree(tmp_path / "trees" / "2")
+    assert run(work, 1, 2, 3) == [None, 2, 3]
+    assert ran == [1, 2, 2, 3]
+
+
+def test_mistakes_with_directories(memory: Any) -> None:
+    """A file that is asked for as a directory, and a directory in which nothing was written, are said so."""
+    memory.pipe("/in/file", b"1")
+    with pytest.raises(TransferFailed, match="cannot fetch memory://in/file/: NotADirectoryError: it is a file; leave"):
+        declare(needs={"src": "memory://in/file/"})(lambda x, src: x)(1)
+    with pytest.raises(TransferFailed, match="cannot fetch memory://in/none/: FileNotFoundError"):
+        declare(needs={"src": "memory://in/none/"})(lambda x, src: x)(1)
+    with pytest.raises(TransferFailed, match="without having written anything into the directory of its parameter 'ou"):
+        declare(creates={"out": "memory://out/{x}/"})(lambda x, out: x)(1)
+    assert not memory.exists("/out")
 
 
 # -- one item ----------------------------------------------------------------------------------------------------------
@@ -236,7 +358,7 @@ def test_a_missing_output_is_told(memory: Any) -> None:
     ("url", "message"),
     [
         ("memory://in/none.txt", "cannot fetch memory://in/none.txt: FileNotFoundError"),
-        ("memory://in", "cannot fetch memory://in: IsADirectoryError: it is a directory; name the files in it"),
+        ("memory://in", "cannot fetch memory://in: IsADirectoryError: it is a directory; put a / at its end to have"),
         ("nosuch://in/a", "cannot fetch nosuch://in/a: ValueError: Protocol not known: nosuch"),
     ],
 )

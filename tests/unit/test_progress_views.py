@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from support import imported
 
 from nbparallel.errors import UsageError
 from nbparallel.model import Snapshot
@@ -214,7 +215,7 @@ def test_short_job_does_not_flash(tty: Terminal) -> None:
 
 def test_bars_share_the_lock_of_the_program(tty: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     """Our bars make no lock for processes, which would start a process to track it."""
-    tqdm = pytest.importorskip("tqdm").tqdm
+    tqdm = imported("tqdm").tqdm
     monkeypatch.delattr(tqdm, "_lock", raising=False)
     assert terminal._bar_type().get_lock() is terminal._LOCK
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support import eventually
+from support import eventually, imported
 
 from nbparallel.client.reading import Input
 from nbparallel.errors import UsageError
@@ -223,7 +223,7 @@ def test_refused(iterables: tuple[Any, ...], message: str) -> None:
 
 def test_numpy() -> None:
     """An array is sliced into its rows; one without dimensions is refused."""
-    numpy = pytest.importorskip("numpy")
+    numpy = imported("numpy")
     source = Input([numpy.arange(6).reshape(3, 2)])
     assert source.total == 3
     assert [row.tolist() for (row,) in rows(source, 2)] == [[0, 1], [2, 3], [4, 5]]
