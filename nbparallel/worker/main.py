@@ -118,13 +118,25 @@ class _Worker:
         return seal(self.config.key, ("worker", self.id), json.dumps(says).encode())
 
     def _waiting(self) -> int:
-        """Messages in our queues, asked for on a connection of its own."""
+        """Messages in our queues.
+
+        Asked for on a connection of its own, as a broker may end it when there is no such queue. Redis does not, and
+        there every connection counts, so it is the one that publishes.
+        """
+        if self.config.url.startswith(("redis", "sentinel")):
+            with self.app.producer_or_acquire() as producer:
+                waiting = self._lengths(producer.connection)
+                _close_spare(producer.channel)
+                return waiting
         with self.app.connection_for_read() as connection:
-            return sum(self._length(connection, name) for name in self._queues())
+            return self._lengths(connection)
 
     def _queues(self) -> list[str]:
         """The queues that this worker takes from: with Celery's command, those of its ``-Q``."""
         return list(self.app.amqp.queues.consume_from)
+
+    def _lengths(self, connection: Any) -> int:
+        return sum(self._length(connection, name) for name in self._queues())
 
     def _length(self, connection: Any, queue: str) -> int:
         try:

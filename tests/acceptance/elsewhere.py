@@ -90,11 +90,13 @@ class Elsewhere:
         self.workers.append(Worker(arguments or NBPARALLEL, self.environ(**environ), self.directory))
         return self.workers[-1]
 
-    def wait_for(self, count: int, namespace: str = "default") -> None:
+    def wait_for(self, count: int, namespace: str = "default", within: float = 20.0) -> None:
         """Wait until just so many workers say that they live."""
         store = RedisStore(self.server.url, namespace)
         try:
-            eventually(lambda: len(store.workers()) == count, 20, f"{count} workers; {[w.err for w in self.workers]}")
+            eventually(
+                lambda: len(store.workers()) == count, within, f"{count} workers; {[w.err for w in self.workers]}"
+            )
         finally:
             store.close_connections()
 
