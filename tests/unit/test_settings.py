@@ -79,3 +79,17 @@ def test_settings_cannot_be_changed() -> None:
     """Settings are a value: nobody can change them under another's feet."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings().workers = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("given", [{"region": "eu"}, '{"region": "eu"}'])
+def test_a_brokers_options_as_mapping_or_json(given: object) -> None:
+    """The broker's options are a mapping or its JSON, and come out as JSON."""
+    assert Settings.load({"broker_options": given}, {}).broker_options == '{"region": "eu"}'
+    assert Settings.load({}, {"NBPARALLEL_BROKER_OPTIONS": '{"a": 1}'}).broker_options == '{"a": 1}'
+
+
+@pytest.mark.parametrize("wrong", ["region=eu", "[1]", 7, {"a": object()}])
+def test_a_brokers_options_that_are_none(wrong: object) -> None:
+    """What is no JSON object is refused with an example."""
+    with pytest.raises(UsageError, match=r"setting broker_options must be a JSON object such as \{"):
+        Settings.load({"broker_options": wrong}, {})
