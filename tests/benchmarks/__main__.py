@@ -114,7 +114,9 @@ def _measure(run: Run, measuring: Measuring, options: argparse.Namespace, python
         "simulation": lambda: setattr(run, "simulation", _simulation()),
     }
     asked = (
-        options.parts.split(",") if options.parts else [p for p in PARTS if not (quick and p in ("growth", "memory"))]
+        options.parts.split(",")
+        if options.parts
+        else [p for p in PARTS if not (quick and p in ("growth", "memory", "simulation"))]
     )
     measuring.starts(run.rounds if "start" in asked else 1)
     for name, part in parts.items():
@@ -124,6 +126,8 @@ def _measure(run: Run, measuring: Measuring, options: argparse.Namespace, python
             begun = time.monotonic()
             part()
             say(f"== {name}: {time.monotonic() - begun:.0f} s")
+            if options.figures:
+                run.save(options.figures)  # so that what was measured outlives what fails
 
 
 def _growth(python: str, quick: bool) -> dict[str, object]:
