@@ -52,6 +52,7 @@ class Driven:
         self._process: subprocess.Popen[str] | None = None
         self._mark = ""
         self._log: IO[str] | None = None
+        self._files: tempfile.TemporaryDirectory[str] | None = None
 
     def start(self) -> float:
         """Start process and peer, if it does not run; seconds until the first result, the library's import included.
@@ -63,6 +64,8 @@ class Driven:
             return 0.0
         self._mark = secrets.token_hex(8)
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (kill closes it)
+        # joblib leaves its arrays in shared memory when it is killed.
+        self._files = tempfile.TemporaryDirectory(dir="/dev/shm", ignore_cleanup_errors=True)
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
@@ -70,7 +73,7 @@ class Driven:
             stderr=self._log,
             text=True,
             cwd=ROOT,
-            env=environ(**{MARK: self._mark}),
+            env=environ(**{MARK: self._mark, "JOBLIB_TEMP_FOLDER": self._files.name}),
             start_new_session=True,
         )
         try:
@@ -159,6 +162,8 @@ class Driven:
             end_all(self._mark)
             process.kill()
             process.wait()
+            if self._files is not None:
+                self._files.cleanup()
             for pipe in (process.stdin, process.stdout, self._log):
                 if pipe is not None:
                     with suppress(BrokenPipeError):
