@@ -23,7 +23,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import attach, jobs, pmap, pstarmap
+    from .api import attach, jobs, pmap, pstarmap, share
     from .client.job import Job
     from .cluster.handle import Cluster, connect
     from .errors import (
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .points import grid, sample, zipped
     from .policies import RetryPolicy
     from .pool import Pool
+    from .shared import Shared
     from .sweeps import sweep
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "ResultNotReady",
     "RetryPolicy",
     "SerializationError",
+    "Shared",
     "Snapshot",
     "StartupFailed",
     "StoreFull",
@@ -88,6 +90,7 @@ __all__ = [
     "pmap",
     "pstarmap",
     "sample",
+    "share",
     "sweep",
     "unload_ipython_extension",
     "zipped",
@@ -102,6 +105,7 @@ _HOMES = {
     "Job": "client.job",
     "Pool": "pool",
     "RetryPolicy": "policies",
+    "Shared": "shared",
     "Snapshot": "model",
     "connect": "cluster.handle",
     "grid": "points",
@@ -110,6 +114,7 @@ _HOMES = {
     "pmap": "api",
     "pstarmap": "api",
     "sample": "points",
+    "share": "api",
     "sweep": "sweeps",
     "zipped": "points",
 }

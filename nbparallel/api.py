@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar, overload
 
-from . import pickling
+from . import pickling, shared
 from .client.attached import JobInfo, find_job, list_jobs
 from .client.cell import started
 from .client.job import Job
@@ -23,17 +23,19 @@ from .policies import RetryPolicy
 from .progress.echo import open_echo
 from .progress.view import View, open_view
 from .seeding import check_seed, draws, fresh_seed, shared_generators
+from .shared import Shared
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .client.session import Session
 
-__all__ = ["attach", "jobs", "pmap", "pstarmap"]
+__all__ = ["attach", "jobs", "pmap", "pstarmap", "share"]
 
 A = TypeVar("A")
 B = TypeVar("B")
 R = TypeVar("R")
+T = TypeVar("T")
 
 OnError: TypeAlias = Literal["raise", "return", "skip"]
 Where: TypeAlias = "Cluster | RemoteCluster | Literal['serial'] | None"
@@ -277,6 +279,44 @@ def attach(job_id: str, *, session: Cluster | RemoteCluster | None = None, progr
 def jobs(*, session: Cluster | RemoteCluster | None = None) -> list[JobInfo]:
     """The jobs of all clients that the cluster knows, those that have ended included for as long as results stay."""
     return list_jobs((session or default_cluster()).session)
+
+
+def share(value: T, *, session: Where = None) -> Shared[T]:
+    """A handle of a large value that many items or many jobs use: sent once, and stored once a machine.
+
+    Capture the handle in functions, pass it as an item or an argument, and read ``handle.value`` there; the same code
+    runs everywhere, also with ``session="serial"``. A worker process loads the value once; large arrays are in the
+    memory of its machine once for all processes. Do not change the value afterwards: workers may see either.
+
+    Args:
+        value: what to share; anything that can be pickled.
+        session: a ``Cluster`` or what ``connect`` returned, to send the value to now. By default it is sent with the
+            first job that uses it, on each cluster where that happens.
+
+    Returns:
+        A ``Shared``; close it, use it in a ``with`` block, or drop the last reference to free the copies. A job that
+        uses it keeps them until it has ended.
+
+    Raises:
+        UsageError: ``session`` is something else.
+        SerializationError: the value cannot be pickled; the message says what in it cannot.
+        ClusterError: with ``session``: its cluster cannot be reached.
+
+    >>> from nbparallel import pmap, share
+    >>> prices = share({"tea": 2, "milk": 1})
+    >>> list(pmap(lambda name: prices.value[name], ["milk", "tea"], session="serial"))
+    [1, 2]
+    """
+    _check_options({"session": session})
+    if isinstance(value, Shared):
+        return value
+    with shared.noting() as inner:
+        frame = pickling.dump_parts(value, f"the shared value of type {type(value).__qualname__}")
+    handle: Shared[T] = shared.make(os.urandom(12).hex(), value, frame, inner.values())
+    if isinstance(session, (Cluster, RemoteCluster)) and not os.environ.get(IN_WORKER):
+        session.session.wait_ready()
+        session.session.shares.place([handle._core])
+    return handle
 
 
 def _check_options(options: Options) -> None:

@@ -65,11 +65,13 @@ def place(job: str, kind: str, *rest: str | int) -> Place:
     return (job, kind, *rest)
 
 
-def seal_body(key: bytes, where: Place, parts: Sequence[Buffer], depot: Depot | None = None) -> bytes:
-    """A body as a sealed blob; a large one as a note of where it lies in the depot."""
+def seal_body(
+    key: bytes, where: Place, parts: Sequence[Buffer], depot: Depot | None = None, least: int | None = None
+) -> bytes:
+    """A body as a sealed blob; a large one (of ``least`` bytes) as a note of where it lies in the depot."""
     if depot is not None:
         size = sum(memoryview(part).nbytes for part in parts)
-        if size >= depot.least and (name := depot.put(parts)) is not None:
+        if size >= (depot.least if least is None else least) and (name := depot.put(parts)) is not None:
             parts = (_FILED, json.dumps((name, size)).encode())
     return seal(key, where, parts)
 

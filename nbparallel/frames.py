@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ItemError, UsageError
 from .points import Points
+from .shared import Shared
 
 if TYPE_CHECKING:
     import pandas
@@ -54,9 +55,9 @@ class Inputs:
         if isinstance(first, Points):
             return cls(first.names, first.values, points=True)
         if not star:
-            # Arrays would make no columns, and should not live as long as the job.
+            # Arrays and shared values would make no columns, and should not live as long as the job.
             named = zip(_names(function, len(iterables)), iterables, strict=True)
-            kept = [(name, column) for name, column in named if not (len(column) and _is_array(column[0]))]
+            kept = [(name, column) for name, column in named if not (len(column) and _is_large(column[0]))]
             return cls([name for name, _ in kept], lambda index: [column[index] for _, column in kept])
         if not len(first) or not isinstance(first[0], (tuple, list)):
             return cls()
@@ -69,8 +70,8 @@ class Inputs:
         return cls(names, row)
 
 
-def _is_array(value: Any) -> bool:
-    return bool(getattr(value, "shape", ()))
+def _is_large(value: Any) -> bool:
+    return isinstance(value, Shared) or bool(getattr(value, "shape", ()))
 
 
 def _names(function: Callable[..., Any], count: int) -> list[str]:

@@ -28,8 +28,8 @@ from typing import Any, TypeVar
 
 import cloudpickle
 
-from . import culprit, modules
-from .errors import SerializationError, WireError
+from . import culprit, modules, shared
+from .errors import SerializationError, UsageError, WireError
 from .model import OLDEST_PROTOCOL, PROTOCOL_VERSION
 from .wire import Buffer
 
@@ -155,13 +155,15 @@ def decode_columns(view: Buffer) -> tuple[list[Any], ...]:
 def dump_function(function: Any) -> bytes:
     """The user's function as bytes, with the source text that remote tracebacks show.
 
-    Warns when a module it uses was edited after it was imported, and when it carries large values.
+    They are ``Pickled`` when it refers to shared values, which they then keep. Warns when a module it uses was edited
+    after it was imported, and when it carries large values.
 
     Raises:
         SerializationError: it cannot be pickled; the message says what in it cannot.
     """
     name = _name(function)
-    parts, pickler = _dump(function, f"the function {name!r}", True)
+    with shared.noting() as cores:
+        parts, pickler = _dump(function, f"the function {name!r}", True)
     for module in sorted(pickler.local):
         if modules.is_stale(module):
             _warn(
@@ -174,11 +176,13 @@ def dump_function(function: Any) -> bytes:
         names = ", ".join(f"{label} ({kind}, {amount / 1e6:,.0f} MB)" for label, kind, amount in carried)
         _warn(
             f"the function {name!r} carries {size / 1e6:,.0f} MB to every worker process{': ' if names else ''}{names}."
-            " Load or make large values inside the function, or pass each item only what it needs."
+            " To send a value once and use it in many jobs, write big = nbparallel.share(value) before, and big.value "
+            "in the function; or make it inside the function."
         )
     sources = json.dumps(_sources(pickler.codes)).encode()
     sources += b" " * (-(8 + len(sources)) % ALIGNMENT)  # the frame starts aligned
-    return b"".join((len(sources).to_bytes(8, "little"), sources, *parts))
+    data = b"".join((len(sources).to_bytes(8, "little"), sources, *parts))
+    return shared.Pickled(data, cores) if cores else data
 
 
 def load_function(view: Buffer) -> Any:
@@ -377,6 +381,8 @@ def _dump(obj: Any, what: str, local_by_value: bool) -> tuple[list[Buffer], _Pic
 
 
 def _refusal(obj: Any, what: str, error: Exception) -> SerializationError:
+    if isinstance(error, UsageError):  # an object of ours, which says what is wrong with it
+        return SerializationError(f"cannot pickle {what}: {error}")
     return SerializationError(culprit.explain(obj, what, error, lambda part: _frame(part, True)))
 
 

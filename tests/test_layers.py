@@ -21,7 +21,7 @@ GROUPS: tuple[frozenset[str], ...] = tuple(
     for names in (
         "tracebacks errors model settings policies",
         "planning wire pickling envelope culprit modules remote ordering simulation seeding points frames plots"
-        " calls schema",
+        " calls schema shared",
         "store",
         "celery",
         "worker",

@@ -11,6 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import envelope, pickling
@@ -18,12 +19,14 @@ from ..errors import ClusterError, NbparallelError, SerializationError
 from ..model import Block, JobState
 from ..planning import Planner
 from ..remote import capture, short_repr
+from ..shared import noting
 from ..store import keys
 from ..store.protocol import Opening, Submission, Submitted
 from .meter import Meter
 from .outbox import SUBMIT_BYTES, SUBMIT_CHUNKS, Outbox
 from .reading import SLOW_SECONDS, Input
 from .results import Results
+from .sharing import LARGE, Uses
 from .shelf import Shelf, file_of
 from .spec import JobSpec
 
@@ -42,7 +45,10 @@ class Feeding(ABC):
     """What of a job goes out: its input, chunk by chunk, as long as there is credit."""
 
     def __init__(self, spec: JobSpec, source: Input, session: Session) -> None:
-        self.spec, self.session = spec, session
+        self.session = session
+        self.uses = Uses(session.shares, spec.function)
+        # What refers to shared values keeps them: that is for ``uses`` to do, until the job has ended.
+        self.spec = replace(spec, function=bytes(spec.function)) if self.uses.waiting else spec
         self.id = keys.new_id()
         self.epoch = 0
         self.changed = threading.Condition()
@@ -127,7 +133,7 @@ class Feeding(ABC):
 
     def start(self) -> None:
         """Submit what can be submitted at once; a thread does the rest."""
-        if self.session.is_ready() and self._source.sliceable:
+        if self.session.is_ready() and self._source.sliceable and not self.uses.waiting:
             self._feed_once()
         with self.changed:
             if self.ended or self._is_fed():
@@ -218,7 +224,11 @@ class Feeding(ABC):
         options["budget"] = self._planner.budget(session.slots(spec.queue)) if spec.chunks == "auto" else None
         meta = envelope.seal_meta(session.key, key, options)
         place = envelope.place(key, "function")
-        function = envelope.seal_body(session.key, place, (spec.function,), session.depot)
+        # What workers need of a detached job must outlive this session, which keeps the parts of a body alive.
+        least = None if spec.detach else LARGE
+        if self._function_file:  # of the epoch before
+            session.drop_file(self._function_file)
+        function = envelope.seal_body(session.key, place, (spec.function,), session.depot, least)
         self._function_file = file_of(function)
         ttl = int(session.settings.result_ttl * 1000)
         return Opening(session.sid, meta, function, spec.max_running, spec.detach, ttl, json.dumps(label), spec.queue)
@@ -235,8 +245,19 @@ class Feeding(ABC):
         with self.changed:
             if self.state == "starting":
                 self.state = "running"
+        self._place()
         while self._fill():
             self._send_patiently()
+
+    def _place(self) -> None:
+        """Have the shared values on the cluster that the job refers to."""
+        while self.uses.waiting and not self.ended:
+            try:
+                self.uses.place()
+            except ClusterError as error:
+                self.session.trouble(error)
+                with self.changed:
+                    self.changed.wait_for(lambda: self.ended, timeout=0.2)
 
     def _fill(self) -> int:
         """Read some chunks into the outbox; how many."""
@@ -288,7 +309,11 @@ class Feeding(ABC):
         count, lo = len(columns[0]), self._read
         blob = f"b{lo:x}"
         depot = self.session.depot
-        sealed, failed = envelope.seal_payload(self.session.key, self.key, blob, lo, columns, depot)
+        with noting() as cores:
+            sealed, failed = envelope.seal_payload(self.session.key, self.key, blob, lo, columns, depot)
+        if cores:
+            self.uses.add(cores)
+            self._place()
         filed = envelope.filed(sealed)
         with self.changed:
             self._read = lo + count

@@ -171,6 +171,7 @@ class RunningJob(Feeding):
     def _end(self, state: JobState) -> None:
         self.state = state
         self._shelf.close(self.spec.keep)
+        self.uses.end(again=self.spec.keep and (state != "done" or bool(self.results.errors)))
         if self._function_file:
             self.session.drop_file(self._function_file)
         self._notify()
@@ -252,6 +253,8 @@ class RunningJob(Feeding):
             if self.state == "starting":
                 self.state = "running"
         self.session.say_alive()
+        self.uses.again()
+        self._place()
         self._send_patiently()
 
     def _put_again(self, among: Ranges) -> None:
@@ -285,6 +288,8 @@ class RunningJob(Feeding):
             if self.ended or self._lost or epoch != self.epoch:
                 return
             self._put_again(unknown)
+        self.uses.again()
+        self.uses.place()
         self._send()
 
     # -- what the keeper asks ------------------------------------------------------------------------------------------

@@ -19,14 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..envelope import Verdict, open_entry
-from ..errors import (
-    ClusterError,
-    ConnectionFailed,
-    JobError,
-    NbparallelError,
-    StoreFull,
-    WireError,
-)
+from ..errors import ClusterError, ConnectionFailed, JobError, NbparallelError, StoreFull, WireError
 from ..model import WorkerInfo
 from ..settings import Settings
 from ..store import keys
@@ -36,6 +29,7 @@ from ..store.real import RedisStore
 from ..wire import seal
 from .backend import Backend, View, failure_of, read_workers, refusal
 from .beat import Beat
+from .sharing import Shares
 
 if TYPE_CHECKING:
     from .feeding import Feeding
@@ -70,6 +64,7 @@ class Session:
         self.backend, self.settings, self.namespace = backend, settings, settings.namespace
         self.sid = keys.new_id()
         self.pid = os.getpid()
+        self.shares = Shares(self)
         self._app: Any = None
         self._ready = threading.Event()
         self._broken: NbparallelError | None = None
@@ -396,6 +391,8 @@ class Session:
     def _goodbye(self) -> None:
         self._stop_beating()
         self.store.wake(self.sid)
+        detached = [job for job in self._jobs.values() if job.spec.detach and not job.ended]
+        self.shares.close(set().union(*(job.uses.ids for job in detached)))
         self.store.end_session(self.sid)
 
     def _pause(self) -> float | None:
@@ -452,6 +449,7 @@ class Session:
             self._beater.keep_up()
         if time.monotonic() - self._alive_at >= ALIVE_SECONDS:
             self.say_alive()
+            self.shares.tend()
         self._check_server()
         self._workers, strangers = read_workers(self.store, self.key)
         self._well()

@@ -27,9 +27,9 @@ from urllib.parse import quote
 
 from ..errors import StartupFailed, UsageError
 from ..settings import Settings
+from ..store.directory import SOCKET_NAME, make_depot, make_directory, remove
 from . import guard
 from .cpus import usable_cores
-from .directory import SOCKET_NAME, make_depot, make_directory, remove
 from .server import find_server, server_config
 
 __all__ = ["EmbeddedCluster"]

@@ -20,6 +20,7 @@ from ..client.backend import read_workers
 from ..client.session import Session
 from ..errors import ConnectionFailed, UsageError
 from ..settings import KEY_BYTES, Settings, read_key
+from ..shared import Pickled
 from ..store.real import RedisStore
 from ..store.urls import broker_url as kombu_url
 from ..store.urls import hide_password, store_url
@@ -153,6 +154,8 @@ class Cluster(_Handle):
             # Nobody else's work waits for these processes, so that one may well wait for this session's next call.
             in_force = replace(in_force, linger_seconds=EMBEDDED_LINGER)
         blob = None if init is None else pickling.dump_function(init)
+        if isinstance(blob, Pickled):
+            raise UsageError("init runs before any shared value is there; read handle.value in the function of a job")
         self._backend = _EmbeddedBackend(lambda: EmbeddedCluster(workers, init=blob, settings=in_force), in_force)
         self._session = Session(self._backend, in_force)
         atexit.register(self.stop)

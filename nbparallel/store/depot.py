@@ -39,26 +39,43 @@ class Depot:
     def __init__(self, path: str, least: int = 256 << 10) -> None:
         self._path, self.least = path, least
 
-    def put(self, parts: Sequence[bytes | bytearray | memoryview]) -> str | None:
+    def put(self, parts: Sequence[bytes | bytearray | memoryview], name: str = "") -> str | None:
         """Write the parts, one after the other, to a new file; its name, or None when there is no room.
 
-        Written, not stored through a mapping: a full file system is then an error and no SIGBUS.
+        Written, not stored through a mapping: a full file system is then an error and no SIGBUS. Under a name that is
+        given, the file appears whole.
         """
-        name = os.urandom(12).hex()
-        path = os.path.join(self._path, name)
+        own = f"{name}.part" if name else os.urandom(12).hex()
+        path = os.path.join(self._path, own)
         try:
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            # Of what somebody left who died while he wrote it nothing is kept.
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if name else os.O_EXCL), 0o600)
         except OSError:  # the cluster is going down, or the file system is full of names
             return None
         try:
             _write(file, [view for part in parts if len(view := memoryview(part).cast("B"))])
-        except OSError:
+            if name:
+                os.rename(path, os.path.join(self._path, name))
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 os.unlink(path)
-            return None
+            if isinstance(error, OSError):
+                return None
+            raise
         finally:
             os.close(file)
-        return name
+        return name or own
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a blob."""
+        return os.path.exists(os.path.join(self._path, name))
+
+    def names(self) -> list[str]:
+        """The blobs that are there."""
+        try:
+            return [name for name in os.listdir(self._path) if _NAME.fullmatch(name)]
+        except OSError:  # its owner is going down
+            return []
 
     def get(self, name: str, size: int, *, keep: bool) -> memoryview:
         """The bytes of a blob, mapped privately; without ``keep`` its file goes, and the memory with the last reader.

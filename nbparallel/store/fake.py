@@ -11,6 +11,7 @@ from typing import Literal
 
 from . import keys
 from .fake_job import MemoryChunk, MemoryJob, MemoryStream
+from .fake_shared import MemoryShared
 from .protocol import Backlog, Claim, Lost, Opening, Peek, Released, Reported, Submission, Submitted
 
 __all__ = ["MemoryStore"]
@@ -19,7 +20,7 @@ __all__ = ["MemoryStore"]
 _REAP_AT_ONCE = 100
 
 
-class MemoryStore:
+class MemoryStore(MemoryShared):
     """A ``Store`` in the memory of this process, for tests; usable from several threads at once.
 
     Args:
@@ -50,6 +51,7 @@ class MemoryStore:
             self._bells: dict[str, list[tuple[str, str]]] = {}
             self._waits: dict[str, list[tuple[str, str]]] = {}
             self._beats: dict[str, tuple[int, bytes]] = {}
+            self._shared: dict[str, tuple[int, bytes]] = {}
             self._changed.notify_all()
 
     @contextmanager
@@ -170,19 +172,9 @@ class MemoryStore:
                 chunk = found
                 self._lease(job, known, chunk, token, ticket, lease)
                 known.tickets[ticket] = self._clock()
-            answer = Claim(
-                "chunk",
-                "",
-                chunk.id,
-                chunk.at,
-                chunk.hi,
-                chunk.attempt,
-                chunk.crashes,
-                chunk.blob,
-                None if chunk.blob == have else known.blobs.get(chunk.blob),
-                known.stop,
-                known.sid,
-            )
+            payload = None if chunk.blob == have else known.blobs.get(chunk.blob)
+            place = chunk.id, chunk.at, chunk.hi, chunk.attempt, chunk.crashes, chunk.blob
+            answer = Claim("chunk", "", *place, payload, known.stop, known.sid)
             return answer._replace(meta=known.meta, function=known.function) if fresh else answer
 
     def report(

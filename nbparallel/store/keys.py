@@ -24,6 +24,8 @@ P idle:<sid>  sorted set children that linger, by the ms until which         lin
 P waits:<sid> list       "J ticket" that a message was sent for              submit, remint    linger; TTL
 P bell:<cid>  list       "J ticket" handed to a lingering child              submit            the child; TTL
 P part:<n>:i  string     the i-th part of a large body                       PartsDepot        the client; TTL
+P shared:<id> string     sealed shared value, or a note of where it lies     the client        with the handle or the
+                                                                                               session; TTL
 P workers     sorted set worker id by the ms at which it counts as gone      beat              beat, unbeat
 P beats       hash       worker id -> sealed description                     beat              beat, unbeat
 P jobs        hash       J -> what ``jobs()`` shows                          submit            close, sweep

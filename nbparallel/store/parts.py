@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
 from os import urandom
@@ -51,13 +52,36 @@ class PartsDepot:
         Raises:
             ClusterError: the store stayed away, or full.
         """
-        body = memoryview(b"".join(parts))
-        name = f"{urandom(12).hex()}{_digest(body)}"
-        for key, first in self._keys(name, len(body)):
-            self._persist(partial(self._store.put_part, key, body[first : first + PART_BYTES], self._ms))
+        if self._kept is not None:
+            body = memoryview(b"".join(parts))
+            parts = [body]
+        views = [memoryview(part).cast("B") for part in parts]
+        size = sum(map(len, views))
+        name = f"{urandom(12).hex()}{_digest(*views)}"
+        try:
+            for (key, _), pieces in zip(self._keys(name, size), _cut(views), strict=True):
+                piece = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
+                self._persist(partial(self._store.put_part, key, piece, self._ms))
+        except BaseException:  # an interrupt, for one
+            with suppress(ClusterError):
+                self.drop(name, size)
+            raise
         if self._kept is not None:
             self._kept[name] = body
         return name
+
+    def keep(self, name: str, size: int) -> bool:
+        """Have a body stay as long as a new one from now on; whether it is there whole."""
+        return self._store.keep_parts([key for key, _ in self._keys(name, size)], self._ms)
+
+    def has(self, names: Sequence[str]) -> list[bool]:
+        """Whether each of these bodies is there, or was at the last ``keep``."""
+        return self._store.has_parts([f"{name}:0" for name in names])
+
+    def keep_all(self) -> None:
+        """The same for all that is remembered."""
+        for name, body in list((self._kept or {}).items()):
+            self.keep(name, len(body))
 
     def get(self, name: str, size: int, *, keep: bool) -> memoryview:
         """A body; ``keep`` makes no difference, as other clients may want it, too: time removes it, or ``drop``.
@@ -74,9 +98,9 @@ class PartsDepot:
             raise WireError(f"a large body of {size:,} bytes is not in the store as it was put there")
         return memoryview(bytearray(body))  # writable, like what a local depot maps
 
-    def drop(self, name: str) -> None:
-        """Remove a body; what is left after a failure goes by itself in time."""
-        size = len(self._kept.pop(name, b"")) if self._kept is not None else 0
+    def drop(self, name: str, size: int = 0) -> None:
+        """Remove a body, of this size if it is not remembered; what is left after a failure goes by itself in time."""
+        size = size or (len(self._kept.pop(name, b"")) if self._kept is not None else 0)
         keys = [key for key, _ in self._keys(name, size)]
         if keys:
             self._store.drop_parts(keys)
@@ -95,5 +119,24 @@ class PartsDepot:
                 time.sleep(PAUSE_SECONDS)
 
 
-def _digest(body: bytes | memoryview) -> str:
-    return blake2b(body, digest_size=32).hexdigest()
+def _digest(*body: bytes | memoryview) -> str:
+    state = blake2b(digest_size=32)
+    for part in body:
+        state.update(part)
+    return state.hexdigest()
+
+
+def _cut(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
+    """What stands one after the other, in pieces of a part's length."""
+    piece: list[memoryview] = []
+    room = PART_BYTES
+    for view in views:
+        while len(view):
+            piece.append(view[:room])
+            room -= len(piece[-1])
+            view = view[len(piece[-1]) :]
+            if not room:
+                yield piece
+                piece, room = [], PART_BYTES
+    if piece:
+        yield piece

@@ -229,6 +229,21 @@ class Store(Protocol):
     def drop_blobs(self, job: str, blobs: Sequence[str]) -> None:
         """Delete payloads that were received whole."""
 
+    def put_shared(self, id: str, sealed: bytes, ms: int) -> None:
+        """Write a shared value, or the note of where it lies, for so long."""
+
+    def get_shared(self, id: str) -> bytes | None:
+        """What ``put_shared`` wrote, if it is there."""
+
+    def keep_shared(self, id: str, ms: int) -> bool:
+        """Have it stay for so long from now on; whether it is there."""
+
+    def has_shared(self, ids: Sequence[str]) -> list[bool]:
+        """Whether each of them is there."""
+
+    def drop_shared(self, ids: Sequence[str]) -> None:
+        """Remove them."""
+
     def trim(self, job: str, last: str) -> None:
         """Delete stream entries up to and including ``last``."""
 

@@ -285,6 +285,35 @@ class RedisStore:
         """Remove parts of large bodies."""
         self._command("DEL", *(f"{self.prefix}part:{name}" for name in names))
 
+    def keep_parts(self, names: Sequence[str], ms: int) -> bool:
+        """Have parts stay for so long from now on; whether all are there."""
+        commands = [("PEXPIRE", f"{self.prefix}part:{name}", ms) for name in names]
+        return all(self._guard(lambda: self._lines.exchange(*commands)))
+
+    def has_parts(self, names: Sequence[str]) -> list[bool]:
+        """Whether each of these parts is there."""
+        return self._exist([f"part:{name}" for name in names])
+
+    def put_shared(self, id: str, sealed: bytes, ms: int) -> None:
+        self._command("SET", f"{self.prefix}shared:{id}", sealed, "PX", ms)
+
+    def get_shared(self, id: str) -> bytes | None:
+        sealed: bytes | None = self._command("GET", f"{self.prefix}shared:{id}")
+        return sealed
+
+    def keep_shared(self, id: str, ms: int) -> bool:
+        return bool(self._command("PEXPIRE", f"{self.prefix}shared:{id}", ms))
+
+    def has_shared(self, ids: Sequence[str]) -> list[bool]:
+        return self._exist([f"shared:{id}" for id in ids])
+
+    def drop_shared(self, ids: Sequence[str]) -> None:
+        self._command("DEL", *(f"{self.prefix}shared:{id}" for id in ids))
+
+    def _exist(self, names: Sequence[str]) -> list[bool]:
+        commands = [("EXISTS", f"{self.prefix}{name}") for name in names]
+        return [bool(found) for found in self._guard(lambda: self._lines.exchange(*commands))]
+
     def trim(self, job: str, last: str) -> None:
         ms, serial = last.split("-")
         self._command("XTRIM", f"{job}:out", "MINID", f"{ms}-{int(serial) + 1}")

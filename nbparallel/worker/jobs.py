@@ -13,16 +13,21 @@ from ..envelope import Depot, Payload, open_body, open_meta, open_payload, place
 from ..errors import WireError
 from ..pickling import check_versions, load_function
 from ..seeding import Seeded
+from ..shared import load, noting
 from ..store.protocol import Claim
 
 __all__ = ["LoadedJob", "load_job"]
+
+#: Functions of at least so many bytes are not kept when their job is over.
+LARGE = 1 << 20
 
 
 @dataclass(slots=True)
 class LoadedJob:
     """A job as a worker process knows it.
 
-    ``refusal`` says why it cannot run here at all; ``item_seconds`` is how long its items took lately, None at first.
+    ``refusal`` says why it cannot run here at all; ``large``: it is let go of when the job is over; ``item_seconds`` is
+    how long its items took lately, None at first.
     """
 
     job: str
@@ -32,6 +37,7 @@ class LoadedJob:
     refusal: str = ""
     seeded: Seeded | None = None
     last: Payload | None = None
+    large: bool = False
     item_seconds: float | None = None
 
     def payload(self, key: bytes, blob: str, sealed: bytes | None, depot: Depot | None = None) -> Payload:
@@ -42,7 +48,9 @@ class LoadedJob:
         """
         if sealed is not None:
             self.last = None  # free it before the next is unpickled
-            self.last = open_payload(key, self.job, blob, sealed, depot)
+            with noting() as cores:
+                self.last = open_payload(key, self.job, blob, sealed, depot)
+            load(cores.values())
         elif self.last is None or self.last.blob != blob:
             raise LookupError(f"the payload {blob} of job {self.job} is no longer there")
         return self.last
@@ -61,8 +69,10 @@ def load_job(key: bytes, job: str, claim: Claim, depot: Depot | None = None) -> 
     refusal = check_versions(options["versions"], "the client", "the worker") or ""
     if refusal:
         return LoadedJob(job, sid, lambda: None, options, refusal)
-    function = load_function(open_body(key, place(job, "function"), claim.function, depot))
+    body = open_body(key, place(job, "function"), claim.function, depot)
+    with noting() as cores:
+        function = load_function(body)
+    load(cores.values())
     seed = options.get("seed")
-    return LoadedJob(
-        job, sid, function, options, seeded=None if seed is None else Seeded(function, seed, options["rng"])
-    )
+    seeded = None if seed is None else Seeded(function, seed, options["rng"])
+    return LoadedJob(job, sid, function, options, seeded=seeded, large=len(body) >= LARGE)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 import signal
 import socket
 import warnings
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -23,6 +25,8 @@ from ..pickling import load_function, versions
 from ..remote import capture
 from ..settings import Settings
 from ..store.depot import Depot
+from ..store.directory import make_shelf, remove
+from ..store.host import HostDepot
 from ..store.parts import PartsDepot
 from ..store.real import RedisStore
 from ..wire import seal
@@ -33,6 +37,8 @@ from .supervise import Supervisor
 from .turn import Child
 
 __all__ = ["IN_WORKER", "app_from_environment", "prepare", "run_worker", "take_turn"]
+
+log = logging.getLogger(__name__)
 
 #: Set in the environment of worker processes; a ``pmap`` there runs serially.
 IN_WORKER = "NBPARALLEL_IN_WORKER"
@@ -49,6 +55,8 @@ class _Worker:
         self.id = os.urandom(8).hex()
         self.child: Child | None = None
         self.processes = config.concurrency
+        self.shelf = ""
+        self._shelf_lock = self._shelf_owner = -1
         # Made before the pool forks: children inherit the slots and the pipe to the supervisor.
         self.store = self._store()
         self.supervisor = Supervisor(
@@ -56,6 +64,23 @@ class _Worker:
         )
 
     # -- in the parent -------------------------------------------------------------------------------------------------
+
+    def make_shelf(self, **_: Any) -> None:
+        """The worker starts, its children do not exist yet: where they keep what all of them read."""
+        if self.config.depot:
+            return
+        try:
+            shelf, self._shelf_lock = make_shelf()
+        except OSError as error:  # then each process has a copy of its own
+            log.warning("no place for what the processes of this worker share: %s", error)
+            return
+        self.shelf, self._shelf_owner = str(shelf), os.getpid()
+        self.supervisor.tidy = self._depots(self.store)[1].tidy
+
+    def _depots(self, store: RedisStore) -> tuple[PartsDepot, HostDepot]:
+        settings = self.config.settings
+        parts = PartsDepot(store, settings.part_bytes, settings.result_ttl)
+        return parts, HostDepot(parts, self.shelf)
 
     def supervise(self, sender: Any, **_: Any) -> None:
         """Start the supervisor; the children exist by now."""
@@ -93,6 +118,10 @@ class _Worker:
         """The worker ends; Celery does not say so after SIGQUIT, so this is also called at the end of the process."""
         atexit.unregister(self.shut_down)
         self.supervisor.stop()
+        if self._shelf_owner == os.getpid():
+            self._shelf_owner = -1
+            remove(Path(self.shelf))
+            os.close(self._shelf_lock)
 
     def heart_beats(self, sender: Any, **_: Any) -> None:
         """Celery told of a heartbeat, on the connection that it has for events."""
@@ -160,8 +189,8 @@ class _Worker:
         process: Any = billiard.current_process()
         process._config["daemon"] = False
         refusal = self._run_init()
-        store, settings = self._store(), self.config.settings
-        parts = PartsDepot(store, settings.part_bytes, settings.result_ttl)
+        store = self._store()
+        parts, host = self._depots(store)
         self.child = Child(
             store,
             self.config.key,
@@ -171,8 +200,10 @@ class _Worker:
             refusal,
             Depot(self.config.depot) if self.config.depot else parts,
             lambda: self.supervisor.tell("wake"),
+            host if self.shelf else None,
         )
         self.child.catch_output()
+        self.child.fetch_shared()
         self.supervisor.tell("wake")
 
     def _run_init(self) -> str:
@@ -227,6 +258,7 @@ def prepare(app: Celery, config: WorkerConfig) -> None:
     _worker = _Worker(app, config)
     # It asks whether root should run a worker, in containers and on notebook servers where there is nobody else.
     warnings.filterwarnings("ignore", category=SecurityWarning)
+    signals.worker_init.connect(_worker.make_shelf, weak=False)
     signals.worker_process_init.connect(_worker.child_starts, weak=False)
     signals.worker_ready.connect(_worker.supervise, weak=False)
     signals.heartbeat_sent.connect(_worker.heart_beats, weak=False)

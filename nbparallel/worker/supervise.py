@@ -69,6 +69,8 @@ class Supervisor:
         self._leaving = False
         self._returned: set[str] = set()  # tokens of which we gave the tail back
         self._watch_deaths: Callable[[], object] = lambda: None
+        #: Removes what the processes shared and nobody needs any more; called every few seconds.
+        self.tidy: Callable[[], None] = lambda: None
         #: Watches Celery's consumer, where it has an event loop.
         self.hearing: Hearing | None = None
         self._oversized: dict[str, int] = {}  # token of a child killed for its memory -> bytes that it used
@@ -167,6 +169,7 @@ class Supervisor:
                 reap_at = now + self._settings.lease_seconds / 3
                 self._safely(self._reap)
                 self._safely(self._tend)
+                self._safely(self.tidy)
                 self._safely(self._hear_messages)
 
     def _safely(self, step: Callable[[], None]) -> bool:

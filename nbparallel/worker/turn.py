@@ -8,6 +8,7 @@ A turn ends when nothing is pending (after lingering a little for more work of t
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Literal, TypeVar
 
+from .. import shared
 from ..envelope import Depot, Payload, Verdict, open_meta, seal_block, seal_verdict
 from ..errors import ClusterError, SerializationError, WireError
 from ..model import ErrorRecord
@@ -32,6 +34,7 @@ from . import slot as slots
 from .capture import Capture
 from .execute import ChunkRun, ItemInterrupted
 from .jobs import LoadedJob, load_job
+from .sharing import SharedValues
 from .slot import Slot, make_token
 
 T = TypeVar("T")
@@ -45,6 +48,8 @@ FLUSHER_SECONDS = 0.025
 #: Far from the store the times below last at least so many round trips: a turn, an idle turn's wait for more work, a
 #: chunk until its tail is handed back, the pause between two reports. A ticket costs some ten of them, a chunk one.
 TURN_TRIPS, LINGER_TRIPS, BUDGET_TRIPS, FLUSH_TRIPS = 30, 3, 2 * TRIPS, 2
+#: Pauses, in seconds, after which an idle process looks whether what it holds is still needed: first and longest.
+FIRST_REST, LAST_REST = 1.0, 60.0
 #: Longest pause, in seconds, between attempts to reach a store that is away.
 PAUSE_LIMIT = 1.0
 
@@ -57,6 +62,7 @@ class Child:
         key: the cluster's key.
         slot: shared with the parent.
         depot: for large blobs.
+        shelf: for those that other processes of this machine read as well, when that is another one.
         refusal: why this process cannot run anything (its ``init`` failed).
     """
 
@@ -70,9 +76,12 @@ class Child:
         refusal: str = "",
         depot: Depot | None = None,
         wake: Callable[[], None] = lambda: None,
+        shelf: Depot | None = None,
     ) -> None:
         self._store, self._key, self._namespace, self._settings, self._slot = store, key, namespace, settings, slot
         self._refusal, self._depot, self._wake = refusal, depot, wake
+        self._shelf = shelf or depot
+        self._values = SharedValues(store, key, self._shelf, self._persist)
         self._stamp = os.urandom(8).hex()
         self._serial = 0
         self._name = f"{socket.gethostname()}:{os.getpid()}"
@@ -98,6 +107,10 @@ class Child:
     def catch_output(self) -> None:
         """Have what items print, log and warn go to the client, from now on and for this whole process."""
         Capture(lambda: self._run, self._slot.words).install()
+
+    def fetch_shared(self) -> None:
+        """Have handles of shared values find them on the cluster, from now on and for this whole process."""
+        shared.fetch_with(self._values.fetch)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """SIGUSR1: raise in the user's code if the parent means just what runs now, and never twice."""
@@ -177,12 +190,10 @@ class Child:
 
     def _claim(self, job: str, ticket: str, first: bool) -> Claim:
         token = self._next_token(job, ticket)
-        have = self._have(job)
 
         def call() -> Claim:
-            return self._store.claim(
-                job, token, ticket, lease=self._lease, first=first, have=have, fresh=job not in self._jobs
-            )
+            fresh, have = job not in self._jobs, self._have(job)
+            return self._store.claim(job, token, ticket, lease=self._lease, first=first, have=have, fresh=fresh)
 
         with self._lock:
             return self._persist(call)
@@ -213,10 +224,12 @@ class Child:
         """The job's function; None when it cannot run here, which ends the job with a verdict."""
         loaded = self._jobs.get(job)
         if loaded is None:
+            with self._lock:
+                self._let_go()
             reason = self._refusal
             if not reason:
                 try:
-                    loaded = load_job(self._key, job, claim, self._depot)
+                    loaded = load_job(self._key, job, claim, self._shelf)
                     reason = loaded.refusal
                 except BaseException as error:  # importing the user's modules may raise anything
                     record = capture(error, "raised", "")
@@ -399,13 +412,36 @@ class Child:
 
     def _flush_loop(self) -> None:
         """The flusher: reports while an item runs, and gives the tail of an overrunning chunk back."""
+        rest = FIRST_REST
         while True:
-            self._busy.wait()
+            if not self._busy.wait(rest if self._holds() else None):
+                with self._lock:
+                    if not self._busy.is_set():  # else what is loaded may be about to run
+                        self._let_go()
+                rest = min(2 * rest, LAST_REST)
+                continue
+            rest = FIRST_REST
             time.sleep(FLUSHER_SECONDS)
             run = self._run
             if run is not None:
                 with contextlib.suppress(ClusterError, SerializationError):  # the main thread reports again
                     self._look_after(run)
+
+    def _holds(self) -> bool:
+        """Whether this process has something that it should let go of when nobody needs it any more."""
+        return bool(shared.loaded()) or any(loaded.large for loaded in list(self._jobs.values()))
+
+    def _let_go(self) -> None:
+        """Hold nothing more of large functions whose jobs are over, and of shared values that were given up."""
+        if not self._holds():
+            return
+        with contextlib.suppress(ClusterError):
+            large = [job for job, loaded in self._jobs.items() if loaded.large]
+            over = [job for job in large if self._store.peek(job).state != "open"]
+            for job in over:
+                del self._jobs[job]
+            if self._values.let_go() or over:
+                gc.collect()  # functions and their globals refer to each other
 
     def _look_after(self, run: ChunkRun) -> None:
         now = time.monotonic()

@@ -502,7 +502,7 @@ def test_no_server_program(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_place_for_a_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     """When every path would be too long for a socket, the job names them, the limit and the cure."""
-    monkeypatch.setattr("nbparallel.cluster.directory.SOCKET_PATH_LIMIT", 5)
+    monkeypatch.setattr("nbparallel.store.directory.SOCKET_PATH_LIMIT", 5)
     start_and_fail("would exceed the system's limit of 5 bytes.*Set TMPDIR to a writable directory with a short path")
 
 

@@ -353,7 +353,7 @@ sys.stdin.read()
 def test_start_without_standard_streams() -> None:
     """A client with stdin and stderr closed has a cluster that nobody sweeps, until it turns into another program."""
     code = """
-from nbparallel.cluster.directory import sweep
+from nbparallel.store.directory import sweep
 sweep(cluster.directory.parent)
 cluster.wait_server(0)
 print(os.listdir(cluster.directory.parent) == [cluster.directory.name], flush=True)

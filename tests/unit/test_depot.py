@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nbparallel.cluster import directory
 from nbparallel.errors import WireError
+from nbparallel.store import directory
 from nbparallel.store.depot import Depot
 
 

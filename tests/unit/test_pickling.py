@@ -280,6 +280,7 @@ def test_large_captured_values_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
     expected = (
         r"the function 'simulate' carries 21 MB to every worker process: closure variable 'big' "
         r"\(numpy\.ndarray, 16 MB\), closure variable 'text' \(str, 5 MB\)\. "
+        r"To send a value once and use it in many jobs, write big = nbparallel\.share\(value\) before"
     )
     with pytest.warns(UserWarning, match=expected) as caught:
         dump_function(simulate)

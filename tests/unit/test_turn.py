@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import operator
 import os
 import random
 import signal
@@ -18,8 +20,8 @@ import pytest
 from support import eventually
 from unit.workbench import KEY, SID, Work, kinds, new_slot, settings
 
-from nbparallel import envelope, pickling, wire
-from nbparallel.errors import ClusterError, ConnectionFailed, WireError
+from nbparallel import envelope, pickling, shared, wire
+from nbparallel.errors import ClusterError, ConnectionFailed, JobError, WireError
 from nbparallel.store import keys
 from nbparallel.store.depot import Depot
 from nbparallel.store.fake import MemoryStore
@@ -713,3 +715,71 @@ def test_random_interrupts_hit_only_what_was_meant(make_child: MakeChild, untrac
         stop.set()
         thread.join()
         sys.setswitchinterval(before)
+
+
+# --- what is kept, and for how long ---------------------------------------------------------------------------------
+
+
+def large(store: Any = None) -> Work:
+    """A job whose function carries two megabytes."""
+    return Work(functools.partial(operator.mul, bytes(2 << 20)), store)
+
+
+def test_a_large_function_goes_when_its_job_is_over(make_child: MakeChild) -> None:
+    """Loading the next job frees it; small ones stay, as their job may go on."""
+    big, small = large(), Work(abs)
+    child, _ = make_child(big.store)
+    turn(child, big, big.submit([0])[0])
+    small = Work(abs, big.store)
+    turn(child, small, small.submit([1])[0])
+    assert set(child._jobs) == {big.key, small.key}
+    for work in (big, small):
+        work.store.close(work.key, "done", False, 1000)
+    last = Work(abs, big.store)
+    turn(child, last, last.submit([1])[0])
+    assert set(child._jobs) == {small.key, last.key}
+
+
+def test_an_idle_process_lets_go_of_what_is_over(make_child: MakeChild, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody needs to send it anything; a store that is away changes nothing."""
+    monkeypatch.setattr(module, "FIRST_REST", 0.01)
+    monkeypatch.setattr(module, "LAST_REST", 0.02)
+    work = large()
+    child, _ = make_child(work.store)
+    looks = []
+    peek = work.store.peek
+
+    def spy(job: str) -> Any:
+        looks.append(job)
+        if len(looks) < 3:
+            raise ConnectionFailed("away")
+        return peek(job)
+
+    work.store.peek = spy
+    turn(child, work, work.submit([0])[0])
+    eventually(lambda: len(looks) >= 5)
+    assert set(child._jobs) == {work.key}
+    work.store.close(work.key, "done", False, 1000)
+    eventually(lambda: not child._jobs)
+    turn(child, work, "gone")  # nothing is held any more: the flusher sleeps
+
+
+def test_shared_values_are_read_from_the_store(make_child: MakeChild, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sealed ones, once; they are let go of when they were given up."""
+    work = Work(abs)
+    child, _ = make_child(work.store)
+    monkeypatch.setattr(shared, "_fetch", None)
+    child.fetch_shared()
+    where = envelope.place(work.store.prefix, "shared", "a" * 24)
+    work.store.put_shared("a" * 24, envelope.seal_body(KEY, where, pickling.dump_parts([1])), 10**9)
+    work.store.put_shared("b" * 24, work.store.get_shared("a" * 24), 10**9)
+    one, other, none = (shared._revive(letter * 24, "list", 30) for letter in "abc")
+    assert one.value == [1]
+    child._let_go()
+    assert shared.loaded() == ["a" * 24]
+    work.store.drop_shared(["a" * 24])
+    child._let_go()
+    assert shared.loaded() == []
+    for handle, why in ((one, "does not have it"), (other, "wrong MAC"), (none, "does not have it")):
+        with pytest.raises(JobError, match=rf"shared value \(list, 30 bytes\) cannot be had .*{why}.*keep the handle"):
+            handle.value

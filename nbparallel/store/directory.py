@@ -1,4 +1,6 @@
-"""Makes the private directory of an embedded cluster, for its socket and logs, and sweeps those whose guard is gone."""
+"""Makes private directories on this machine, and sweeps those whose owner is gone: those of embedded clusters, for
+sockets, logs and large blobs, and those of workers, for what their processes share.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from pathlib import Path
 
 from ..errors import StartupFailed
 
-__all__ = ["SOCKET_NAME", "make_depot", "make_directory", "remove", "sweep"]
+__all__ = ["SOCKET_NAME", "make_depot", "make_directory", "make_shelf", "remove", "sweep"]
 
 #: Memory as a file system, and the least of it, in bytes, that must be free; containers often have but 64 MB.
 SHARED_MEMORY, LEAST_SHARED_MEMORY = "/dev/shm", 1 << 30
@@ -75,14 +77,36 @@ def make_depot(directory: Path) -> tuple[Path, int]:
     """
     depot = directory / "depot"
     with suppress(OSError):
-        space = os.statvfs(SHARED_MEMORY)
-        if space.f_bavail * space.f_frsize >= LEAST_SHARED_MEMORY:
-            sweep(Path(SHARED_MEMORY))
-            path, lock = _make_locked(SHARED_MEMORY)
+        if _has_room():
+            path, lock = _make_swept(SHARED_MEMORY)
             depot.symlink_to(path)
             return path, lock
     depot.mkdir(mode=0o700)
     return depot, -1
+
+
+def make_shelf() -> tuple[Path, int]:
+    """A new private directory for blobs that several processes read, in memory when there is enough of it.
+
+    Returned with a file descriptor that keeps others from sweeping it.
+
+    Raises:
+        OSError: there is no place for it.
+    """
+    with suppress(OSError):
+        if _has_room():
+            return _make_swept(SHARED_MEMORY)
+    return _make_swept(tempfile.gettempdir())
+
+
+def _has_room() -> bool:
+    space = os.statvfs(SHARED_MEMORY)
+    return space.f_bavail * space.f_frsize >= LEAST_SHARED_MEMORY
+
+
+def _make_swept(parent: str) -> tuple[Path, int]:
+    sweep(Path(parent))
+    return _make_locked(parent)
 
 
 def remove(directory: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from nbparallel.cluster import directory
-from nbparallel.cluster.directory import make_directory, sweep
 from nbparallel.errors import StartupFailed
+from nbparallel.store import directory
+from nbparallel.store.directory import make_directory, sweep
 
 STALE = "nbparallel-12-abcdefgh"
 
