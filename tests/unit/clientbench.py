@@ -35,7 +35,7 @@ LEASE = 10_000_000
 class Server(MemoryStore):
     """A store in memory with the little more that a session wants of it, and that can be away."""
 
-    url = place = "memory"
+    url = "memory"
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,8 @@ class Client:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self.url = self.place = server.url
+        self.url = server.url
+        self.place = {"url": server.url}
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._server, name)

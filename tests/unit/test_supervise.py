@@ -233,6 +233,20 @@ def test_children_of_a_worker_that_leaves_blame_nobody(bench: Make) -> None:
     assert b.peek().unreported == [(0, 3)]
 
 
+def test_a_worker_that_leaves_gives_tails_back(bench: Make) -> None:
+    """What a child has not started is pending, once; one that is between two items does it by itself, or later."""
+    b = bench(5)
+    slot = b.child()
+    b.supervisor.hand_back()
+    b.supervisor._return_tails()
+    assert b.peek().pending == 0
+    slot.words[slots.INDEX], slot.words[slots.COUNT] = 1, 1
+    b.supervisor._return_tails()
+    b.supervisor._return_tails()
+    assert sorted(b.peek().unreported) == [(0, 2), (2, 5)]
+    assert b.peek()[1:3] == (1, 1)
+
+
 def test_a_lease_that_was_lost_before_the_death(bench: Make) -> None:
     """When the chunk is somebody else's by now, nothing is released twice."""
     b = bench()
