@@ -92,6 +92,11 @@ class Kernel:
         """Press ■."""
         self.manager.interrupt_kernel()
 
+    def restart(self) -> None:
+        """Restart the kernel, as the button does."""
+        self.manager.restart_kernel()
+        self.client.wait_for_ready(timeout=PATIENCE)
+
     def completions(self, code: str) -> list[str]:
         """What Tab offers at the end of a line."""
         return list(self._reply(self.client.complete(code, len(code)))["matches"])

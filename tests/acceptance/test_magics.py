@@ -254,9 +254,15 @@ def _shown(cell: Cell) -> str:
 
 
 def test_a_kernel_leaves_no_process() -> None:
-    """When the kernel is shut down in the midst of a job, its cluster goes with it."""
+    """When the kernel is restarted, or shut down, in the midst of a job, its cluster goes with it."""
     before = set(our_processes())
     with running_kernel(PYTHONPATH=ROOT, NBPARALLEL_WORKERS="2") as kernel:
-        kernel.run("%load_ext nbparallel")
-        kernel.run("job = pmap(lambda s: __import__('time').sleep(s), [0, 100], chunks=1)\nnext(iter(job))")
+        for end in ("restart", "shutdown"):
+            kernel.run("%load_ext nbparallel")
+            kernel.run("job = pmap(lambda s: __import__('time').sleep(s), [0, 100], chunks=1)\nnext(iter(job))")
+            left = set(our_processes()) - before
+            assert len(left) >= 4
+            if end == "restart":
+                kernel.restart()
+                eventually(lambda left=left: not left & set(our_processes()), within=10, what="the first are gone")
     eventually(lambda: not set(our_processes()) - before, within=10, what="all processes are gone")
