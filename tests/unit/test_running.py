@@ -66,6 +66,18 @@ def test_every_item_comes_back_once(cluster: Bench, chunks: Any) -> None:
     assert (shot.done, shot.failed, shot.running, shot.waiting, shot.retried) == (500, 0, 0, 0, 0)
 
 
+def test_only_workers_that_are_there_run_items(bench: Bench) -> None:
+    """While no worker listens nothing is said to run; then as much as they have processes, and the job allows."""
+    job, limited = bench.job(abs, list(range(9))), bench.job(abs, list(range(9)), max_running=1)
+    eventually(lambda: min(job.snapshot().waiting, limited.snapshot().waiting) >= 4, what="items are submitted")
+    assert job.snapshot().running == 0
+    bench.announce()
+    eventually(lambda: job.snapshot().running == 3, what="the worker is known")
+    assert limited.snapshot().running == 1
+    job.cancel()
+    limited.cancel()
+
+
 def test_several_inputs_end_with_the_shortest(cluster: Bench) -> None:
     """Inputs are read together, as ``map`` does."""
     assert cluster.job(lambda x, y: x + y, range(5), [10, 20, 30]).result(20) == [10, 21, 32]
