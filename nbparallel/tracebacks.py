@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import linecache
 import re
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -25,11 +27,16 @@ class RemoteTraceback(Exception):
         return "".join(f"\n{part}" for part in self.args)
 
 
-def attach(error: BaseException) -> None:
-    """Have IPython show an exception of whatever class by ``render``; elsewhere nothing happens."""
+def attach(error: BaseException, first: Callable[[], None] | None = None) -> None:
+    """Have IPython show an exception of whatever class by ``render``; elsewhere nothing happens.
+
+    Args:
+        first: is called when IPython begins to show it, so when nobody caught it: rendering takes its time.
+    """
     if _shell() is not None and not hasattr(error, "_render_traceback_"):
+        show = _render_last if first is None else functools.partial(_render_last, first)
         with contextlib.suppress(AttributeError, TypeError):  # a class that takes no attributes is shown in full
-            error._render_traceback_ = _render_last  # type: ignore[attr-defined]
+            error._render_traceback_ = show  # type: ignore[attr-defined]
 
 
 def render(error: BaseException) -> list[str]:
@@ -77,8 +84,10 @@ def _shell() -> Any:
     return ipython.get_ipython() if ipython is not None and hasattr(ipython, "get_ipython") else None
 
 
-def _render_last() -> list[str]:
+def _render_last(first: Callable[[], None] | None = None) -> list[str]:
     """``render``, of what IPython is about to show: an exception's attribute that needs no reference to it."""
+    if first is not None:
+        first()
     error = sys.exc_info()[1] or getattr(sys, "last_value", None)
     assert error is not None
     return render(error)

@@ -14,6 +14,8 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..tracebacks import attach
+
 if TYPE_CHECKING:
     from .running import RunningJob
 
@@ -47,8 +49,6 @@ class _Cell:
 
     def ended(self, result: Any) -> None:
         """A cell ended."""
-        jobs = list(self.jobs)
-        self.jobs.clear()
         if self._beating is not None:
             self._beating.cancel()
             self._beating = None
@@ -57,9 +57,8 @@ class _Cell:
         if error is None and shown is not self._shown_before:
             error = shown
         if isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)):
-            for job in jobs:
-                if job.spec.interrupt == "cancel":
-                    job.cancel()
+            self._cancel()
+        self.jobs.clear()
 
     def beat(self, loop: asyncio.AbstractEventLoop) -> None:
         """Wake the event loop now and then until the cell ends: one that sleeps does not notice ■."""
@@ -74,7 +73,14 @@ class _Cell:
         now = time.monotonic()
         if now >= self._deaf_until:
             self._deaf_until = now + SAME_PRESS
-            signal.default_int_handler(number, frame)
+            stop = KeyboardInterrupt()
+            attach(stop, self._cancel)  # earlier than ``ended``, before IPython has formatted it
+            raise stop
+
+    def _cancel(self) -> None:
+        for job in list(self.jobs):
+            if job.spec.interrupt == "cancel":
+                job.cancel()
 
     def awaits(self, loop: asyncio.AbstractEventLoop) -> None:
         """The cell awaits a job."""

@@ -196,6 +196,22 @@ def test_an_interrupt_can_be_told_to_keep_the_job(kernel: Kernel) -> None:
     kernel.run("job.cancel()")
 
 
+def test_an_interrupt_that_the_body_catches_cancels_nothing(kernel: Kernel) -> None:
+    """Who catches ■ decides what it means."""
+    kernel.run(
+        "import time\njob = pmap(lambda s: (__import__('time').sleep(s), 0)[1], [0, 100], chunks=1, progress=False)"
+    )
+    id = kernel.start(
+        "try:\n    for r in job:\n        print('go', flush=True)\n        time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    print('caught')"
+    )
+    kernel.wait_for(id, "go")
+    kernel.interrupt()
+    assert "caught" in kernel.finish(id).stdout
+    assert kernel.value("job.status") == "running"
+    kernel.run("job.cancel()")
+
+
 def test_a_loop_that_raises_leaves_the_job(kernel: Kernel) -> None:
     """An exception of the loop's own body cancels nothing."""
     kernel.run("job = pmap(lambda s: __import__('time').sleep(s), [0, 100], chunks=1, progress=False)")

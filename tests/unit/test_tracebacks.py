@@ -99,6 +99,21 @@ def test_our_own_frames_are_left_out() -> None:
     assert "engine" not in names
 
 
+def test_what_comes_first_is_called_when_the_error_is_shown() -> None:
+    """Not when it is raised, nor when somebody catches it."""
+    called: list[str] = []
+    stop = KeyboardInterrupt()
+    attach(stop, lambda: called.append("first"))
+    with pytest.raises(KeyboardInterrupt) as caught:
+        raise stop
+    assert called == []
+    try:
+        raise caught.value
+    except KeyboardInterrupt:
+        lines = stop._render_traceback_()  # type: ignore[attr-defined]
+    assert (called, lines[-1]) == (["first"], "cause None")
+
+
 def test_nothing_is_attached_outside_of_ipython(monkeypatch: pytest.MonkeyPatch) -> None:
     """A script's exceptions are left as they are; so is a class that takes no attributes."""
 
