@@ -1,4 +1,4 @@
-"""The unit file and the container's steps in ``deploy/``, as far as they run without a service manager."""
+"""The README's systemd unit and the Dockerfile, as far as they run without a service manager."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from support import unavailable
 
 from nbparallel import pmap
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
-UNIT = (DEPLOY / "nbparallel-worker.service").read_text()
+ROOT = Path(__file__).parents[2]
+UNIT = (ROOT / "README.md").read_text().partition("```ini\n")[2].partition("```")[0]
 PROGRAM = "/opt/nbparallel/bin/nbparallel"
 
 
@@ -54,7 +54,7 @@ def test_the_units_command(place: Elsewhere) -> None:
 
 def test_the_containers_entry() -> None:
     """The container's command is one of ours, and its Python one that we support."""
-    steps = dict(re.findall(r"^([A-Z]+) (.*)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE))
+    steps = dict(re.findall(r"^([A-Z]+) (.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
     assert steps["ENTRYPOINT"] == '["nbparallel", "worker"]'
     assert re.fullmatch(r"python:3\.1\d-slim", steps["FROM"])
     assert "pip install" in steps["RUN"]

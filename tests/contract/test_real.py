@@ -36,13 +36,14 @@ def populate(bench: Bench) -> None:
     bench.submit((8, 12))
     bench.report("k0", 0, 1)
     bench.store.beat("w", b"says", LONG)
+    bench.store.put_shared("one", b"sealed", LONG)
 
 
 def test_every_key_is_listed(real: Bench) -> None:
     """The table in ``keys.py`` names every key that the scripts make, and no other."""
     populate(real)
     table = re.findall(r"^((?:J:|P )[a-z]+(?::<[a-z]+>)?)", keys.__doc__ or "", flags=re.MULTILINE)
-    listed = {name.replace("<sid>", SID).replace("<cid>", "child") for name in table}
+    listed = {name.replace("<sid>", SID).replace("<cid>", "child").replace("<id>", "one") for name in table}
     assert names(real) == listed - {"P ctl", "P part:<n>"}  # a channel, and what no script makes
 
 
@@ -54,7 +55,7 @@ def test_types_of_keys_are_as_listed(real: Bench) -> None:
     for line in (keys.__doc__ or "").splitlines():
         row = re.match(r"(J:|P )([a-z]+)(:<[a-z]+>)? +(hash|string|sorted set|stream|list) ", line)
         if row:
-            suffix = {":<sid>": f":{SID}", ":<cid>": ":child"}.get(row[3], "")
+            suffix = {":<sid>": f":{SID}", ":<cid>": ":child", ":<id>": ":one"}.get(row[3], "")
             key = (f"{real.job}:" if row[1] == "J:" else real.store.prefix) + row[2] + suffix
             kind = real.raw.type(key).decode()
             assert words.get(kind, kind) == row[4], key
@@ -67,6 +68,7 @@ def test_close_leaves_a_tombstone(real: Bench) -> None:
     real.store.close(real.job, "done", False, LONG)
     real.store.end_session(SID)
     real.store.unbeat("w")
+    real.store.drop_shared(["one"])
     assert names(real) == {"J:meta", "P bell:child"}
     assert 0 < real.raw.pttl(f"{real.job}:meta") <= LONG
     assert 0 < real.raw.pttl(f"{real.store.prefix}bell:child") <= 60_000

@@ -1,4 +1,4 @@
-# A worker in a container; built in a clone:  docker build -t nbparallel-worker -f deploy/Dockerfile .
+# A worker in a container; built in a clone:  docker build -t nbparallel-worker .
 # Its Python must be the clients' (see "Limits" in the README), so must the packages that functions import.
 FROM python:3.11-slim
 COPY . /src
