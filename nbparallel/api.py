@@ -246,6 +246,9 @@ def _open(running: RunningJob, progress: bool | str) -> View | None:
             if view is not None:
                 running.session.watch(running, view)
 
+    view: View | None = None
+    if progress in (False, "off"):
+        return view
     again = retry if running.spec.keep else None
     view = open_view(progress, running.snapshot(), running.cancel, again, running.snapshot)
     return view

@@ -24,6 +24,12 @@ TAIL = 1.5
 #: A chunk is not made shorter than this (in seconds) for the sake of an even end: 25 × what a chunk costs.
 SHORTEST = 0.004
 
+#: A slot's equal share of what is left is not divided further below this (in seconds).
+SHORTEST_SHARE = 0.0025
+
+#: Seconds that the smallest item and its result take to be encoded, sent and decoded.
+ON_THE_WAY = 2e-7
+
 #: Bytes of items in a chunk.
 CHUNK_BYTES = 1 << 20
 
@@ -48,6 +54,9 @@ WAITING_BYTES = 64 << 20
 #: Reports that the estimate looks back on.
 MEMORY = 16
 
+#: Seconds that a report must span to be believed: the first call of a function, and the clock, cost microseconds.
+BELIEVED = 1e-4
+
 #: Seconds, the least an item is taken to run.
 _TINY = 1e-9
 
@@ -69,6 +78,7 @@ class Planner:
         self._total = total
         self._target = target
         self._samples: deque[float] = deque(maxlen=MEMORY)  # seconds an item, by report
+        self._rough = True  # no report was long enough to be believed
         self._longest = 0  # most items that were measured at a time
         self._running = 0.0  # items of the largest chunks lately; forgotten as slots take others
         self._item_seconds: float | None = None
@@ -79,6 +89,9 @@ class Planner:
         """``count`` items, reported together, ran ``seconds`` in all."""
         if count < 1:
             return
+        if self._rough and seconds >= BELIEVED:
+            self._rough = False
+            self._samples.clear()
         self._samples.append(max(seconds / count, _TINY))
         self._longest = max(self._longest, count)
         self._item_seconds = median(self._samples)  # robust to outliers; old reports fall out
@@ -140,14 +153,19 @@ class Planner:
         if self._item_seconds is not None:
             size = int(self.chunk_seconds(slots) / self._item_seconds)
             if left is not None:
-                size = min(size, max(int(left / (TAIL * slots)), int(self._shortest(slots) / self._item_seconds)))
+                size = min(size, max(int(left / (TAIL * slots)), self._shortest(slots, left)))
             size = min(size, self._most_grown(slots))
         if self._item_bytes:
             size = min(size, int(CHUNK_BYTES / self._item_bytes))
         return max(size, 1)
 
-    def _shortest(self, slots: int) -> float:
-        return max(SHORTEST, slots / SUBMIT_RATE, self._round_trip)
+    def _shortest(self, slots: int, left: int) -> int:
+        # Very short items cost more on their way than where they run: each slot takes its share of these, too.
+        assert self._item_seconds is not None
+        least, item = max(slots / SUBMIT_RATE, self._round_trip), max(self._item_seconds, ON_THE_WAY)
+        long, short = (int(max(seconds, least) / item) for seconds in (SHORTEST, SHORTEST_SHARE))
+        size = max(1, min(long, max(short, math.ceil(left / slots))))
+        return math.ceil(left / math.ceil(left / size)) if left else 1
 
     def _first(self, slots: int) -> int:
         # Unsized input starts with one item, as it may be slow to read.

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Feeding"]
 
+#: Bytes of items that are encoded before they are sent: workers need not wait while more is prepared.
+FILL_BYTES = 128 << 10
 #: Most items that input without a length is read ahead of its reader, however short they are.
 READ_AHEAD = 10_000
 #: Bytes of results that wait for the reader of such input, about.
@@ -49,7 +51,7 @@ class Feeding(ABC):
         self.uses = Uses(session.shares, spec.function)
         # What refers to shared values keeps them: that is for ``uses`` to do, until the job has ended.
         self.spec = replace(spec, function=bytes(spec.function)) if self.uses.waiting else spec
-        self.id = keys.new_id()
+        self.id = session.streams.next_id()
         self.epoch = 0
         self.changed = threading.Condition()
         self.state: JobState = "starting"
@@ -219,7 +221,8 @@ class Feeding(ABC):
         label["queue"] = spec.queue or session.settings.queue
         options = {"sid": session.sid, "star": spec.star, "timeout": spec.timeout, "seed": spec.seed, "rng": spec.rng}
         options |= {**label, "ordered": spec.ordered, "on_error": spec.on_error, "memory": spec.memory_limit}
-        options["queue"] = spec.queue
+        # Children linger for a session and queue: the usual one is the same, whether it is named or not.
+        options["queue"] = queue = "" if spec.queue == session.settings.queue else spec.queue
         options["log_level"] = logging.getLogger().level  # what the user asked for here holds there
         options["budget"] = self._planner.budget(session.slots(spec.queue)) if spec.chunks == "auto" else None
         meta = envelope.seal_meta(session.key, key, options)
@@ -231,7 +234,7 @@ class Feeding(ABC):
         function = envelope.seal_body(session.key, place, (spec.function,), session.depot, least)
         self._function_file = file_of(function)
         ttl = int(session.settings.result_ttl * 1000)
-        return Opening(session.sid, meta, function, spec.max_running, spec.detach, ttl, json.dumps(label), spec.queue)
+        return Opening(session.sid, meta, function, spec.max_running, spec.detach, ttl, json.dumps(label), queue)
 
     def _measure_way(self) -> float:
         """Tell the planner how far the store is, for us or for the farthest worker; that many seconds."""
@@ -262,9 +265,13 @@ class Feeding(ABC):
     def _fill(self) -> int:
         """Read some chunks into the outbox; how many."""
         chunks = size = 0
-        # Nothing is held back while a generator thinks, unless a call takes longer than `ready` looks.
-        most = SUBMIT_CHUNKS if self.spec.sized or self.session.store.round_trip > SLOW_SECONDS else 1
-        while chunks < most and size < SUBMIT_BYTES:
+        far = self.session.store.round_trip > SLOW_SECONDS  # a call takes longer than `ready` looks
+        # Nothing is held back while a generator thinks, nor from workers that have nothing at all.
+        most, full = SUBMIT_CHUNKS if self.spec.sized or far else 1, SUBMIT_BYTES
+        if not far:
+            most = most if self._sent else min(most, self.session.slots(self.spec.queue))
+            full = FILL_BYTES
+        while chunks < most and size < full:
             with self.changed:
                 if self.ended or self._exhausted or self.stop_at is not None:
                     break
@@ -290,7 +297,8 @@ class Feeding(ABC):
         """The columns of the next items; an empty list at the end of the input."""
         try:
             # One item first, and by itself: a chunk of a thousand large ones would be too much to send.
-            columns = self._source.take(1 if self._read == 0 and self.spec.chunks == "auto" else count)
+            alone = self._read == 0 and self.spec.chunks == "auto" and not self._source.starts_small()
+            columns = self._source.take(1 if alone else count)
             if len(columns[0]):
                 return columns
             failure = None
@@ -317,7 +325,8 @@ class Feeding(ABC):
         filed = envelope.filed(sealed)
         with self.changed:
             self._read = lo + count
-            self._planner.observe_bytes(count, filed[1] if filed else len(sealed))
+            size = filed[1] if filed else len(sealed)
+            self._planner.observe_bytes(count, size)
             self._meter.submitted(count, lo)
             self._shelf.put(blob, lo, lo + count, sealed, depot)
             if self._source.exhausted:
@@ -325,7 +334,7 @@ class Feeding(ABC):
             self._outbox.put(lo, lo + count, 1, blob, sealed)
         if failed:
             self._local_failures(lo, columns, failed)
-        return len(sealed)
+        return size
 
     def _send(self) -> None:
         """Send what is in the outbox; raises ClusterError when that is not all done."""
@@ -348,7 +357,8 @@ class Feeding(ABC):
             cap = min(cap, self.spec.max_running)
         offered = [keys.new_id() for _ in range(min(cap, len(batch)))]
         key, opening = self.key, self._opening()
-        return lambda: self.session.store.submit(key, cap, offered, batch, opening)
+        wake = not self.session.streams.hears(key)
+        return lambda: self.session.store.submit(key, cap, offered, batch, opening, wake)
 
     def _was_sent(self, batch: Sequence[Submission], answer: Submitted) -> None:
         with self.changed:

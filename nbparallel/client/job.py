@@ -8,6 +8,7 @@ import os
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from .. import frames
@@ -15,6 +16,7 @@ from ..errors import ItemError, JobCancelled, JobError, ResultDropped, ResultNot
 from ..model import JobState, Snapshot
 from ..remote import rebuild, to_raise
 from ..tracebacks import attach
+from .awaiting import wait_async
 from .cell import waits_for
 from .results import Failure, Piece
 from .running import RunningJob
@@ -134,20 +136,31 @@ class Job(Generic[R]):
         """Results that are handed out once; leaving the loop stops the job."""
         finished = False
         try:
-            for value in rest:  # noqa: UP028  (`yield from` would close what the next loop goes on with)
-                yield value
+            yield from rest  # a chain, which cannot be closed: the next loop goes on with it
             finished = True
         finally:
             if not finished:
                 self.cancel()
 
     def _results(self) -> Iterator[R]:
+        return chain.from_iterable(self._handfuls())  # no step of ours for an item
+
+    def _handfuls(self) -> Iterator[Iterable[R]]:
         __tracebackhide__ = True
         running, ordered = self._running, self._running.spec.ordered
         over = running.state == "cancelled"  # then what there is is given; a cancel in mid-loop ends the loop
-        for piece in self._pieces(running.results.ordered, BY_INDEX) if ordered else self._arrivals():
-            for value in self._values(piece, stop_at_error=ordered):
-                yield value
+        with running.handing() as hand:  # emptied by a cancel
+            for piece in self._pieces(running.results.ordered, BY_INDEX) if ordered else self._arrivals():
+                if piece.errors:
+                    for value in self._values(piece, stop_at_error=ordered):
+                        yield (value,)
+                        if running.state == "cancelled" and not over:
+                            break
+                elif over:
+                    yield piece.values
+                else:
+                    hand[0] = piece.values
+                    yield hand[0]
                 if running.state == "cancelled" and not over:
                     self._raise_failure()
         self._raise_failure()
@@ -351,21 +364,8 @@ class Job(Generic[R]):
         return piece
 
     async def _wait_async(self, reached: Callable[[], bool]) -> None:
-        """Wait in an event loop; wakes at least every heartbeat, else ■ would be noticed only at the end."""
-        loop = asyncio.get_running_loop()
-        waits_for(self._running, loop)
         try:
-            while True:
-                woken = loop.create_future()
-
-                def wake(woken: asyncio.Future[None] = woken) -> None:
-                    loop.call_soon_threadsafe(_set, woken)
-
-                with self._running.changed:
-                    if reached():
-                        return
-                    self._running.on_change(wake)
-                await asyncio.wait([woken], timeout=HEARTBEAT)
+            await wait_async(self._running, reached, HEARTBEAT)
         except asyncio.CancelledError as stop:
             self._interrupted(stop)
             raise stop.with_traceback(None)  # noqa: B904  (the same one, without the frames of the wait)
@@ -489,11 +489,6 @@ class Job(Generic[R]):
         except KeyboardInterrupt as stop:
             self._interrupted(stop)
             raise stop.with_traceback(None)  # noqa: B904  (the same one, without the frames of the wait)
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _item_error(index: int, failure: Failure) -> ItemError:

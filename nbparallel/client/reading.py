@@ -18,6 +18,9 @@ __all__ = ["Input"]
 SLOW_SECONDS = 0.005
 #: So often, in seconds, it is looked whether a first item has come without a word.
 LOOK_SECONDS = 0.1
+#: What a small item has at most: fields, bytes in each.
+SMALL_FIELDS, SMALL_BYTES = 16, 128
+_SCALARS = ("float64", "float32", "int64", "int32", "bool", "bool_", "uint8")
 
 
 class Input:
@@ -69,6 +72,10 @@ class Input:
             columns = [list(column) for column in zip(*rows, strict=True)] if self._width > 1 and rows else [rows]
         self._position += len(columns[0])
         return columns
+
+    def starts_small(self) -> bool:
+        """Whether it can be seen at once that the first item is a small one: a number, say."""
+        return bool(self.total and self.sliceable) and all(_is_small(source[0]) for source in self.sliceable or ())
 
     def ready(self, count: int) -> bool:
         """Whether ``take(count)`` gives at once one item at least, or the end."""
@@ -198,6 +205,15 @@ def _length(iterable: Any) -> int | None:
         return len(iterable)
     except (TypeError, NotImplementedError, OverflowError):  # it has none after all, or range(10**30)
         return None
+
+
+def _is_small(value: Any) -> bool:
+    kind = type(value)
+    if kind is tuple:
+        return len(value) <= SMALL_FIELDS and all(type(field) is not tuple and _is_small(field) for field in value)
+    if kind in (str, bytes):
+        return len(value) <= SMALL_BYTES
+    return kind in (int, float, complex, bool, type(None)) or (kind.__module__ == "numpy" and kind.__name__ in _SCALARS)
 
 
 def _is_sliceable(iterable: Any) -> bool:

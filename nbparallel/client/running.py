@@ -6,8 +6,9 @@ job has ended. ``feeding.py`` is its other half, which reads the input and sends
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from .. import envelope, pickling
 from ..errors import JobError
@@ -44,6 +45,7 @@ class RunningJob(Feeding):
         self.echo: Callable[[list[Entry]], None] | None = None
         #: Shows the job again when it is run once more.
         self.reopened: Callable[[], None] | None = None
+        self._hands: list[list[list[Any]]] = []
         self._nudge_after = NUDGE_SECONDS
         self._workers: set[str] = set()  # seen at the last nudge
         self._first_errors: list[tuple[int, str, str]] = []
@@ -153,6 +155,16 @@ class RunningJob(Feeding):
             self._delivered += len(piece)
             self._notify()
 
+    @contextmanager
+    def handing(self) -> Iterator[list[list[Any]]]:
+        """A place for results that a reader is handed all at once: their list is emptied when the job is cancelled."""
+        hand: list[list[Any]] = [[]]
+        self._hands.append(hand)
+        try:
+            yield hand
+        finally:
+            self._hands[:] = [other for other in self._hands if other is not hand]
+
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def _target(self) -> int | None:
@@ -170,6 +182,9 @@ class RunningJob(Feeding):
 
     def _end(self, state: JobState) -> None:
         self.state = state
+        if state == "cancelled":
+            for hand in self._hands:
+                hand[0].clear()
         self._shelf.close(self.spec.keep)
         self.uses.end(again=self.spec.keep and (state != "done" or bool(self.results.errors)))
         if self._function_file:

@@ -30,6 +30,7 @@ from ..wire import seal
 from .backend import Backend, View, failure_of, read_workers, refusal
 from .beat import Beat
 from .sharing import Shares
+from .streams import Streams
 
 if TYPE_CHECKING:
     from .feeding import Feeding
@@ -72,7 +73,7 @@ class Session:
         self._wake = threading.Event()
         self._lock = threading.Lock()
         self._jobs: dict[str, RunningJob] = {}  # by key prefix
-        self._positions: dict[str, str] = {}  # of each stream: the last entry that was read
+        self.streams = Streams(self.namespace, self.sid)
         self._views: dict[str, tuple[RunningJob, View]] = {}
         self._todo: deque[Callable[[], None]] = deque()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
@@ -184,7 +185,7 @@ class Session:
         with self._lock:
             rests = not self._jobs and not self._todo
             self._jobs[job.key] = job
-            self._positions[job.key] = "0"
+        self.streams.add(job.key)
         if rests:
             self._wake.set()
 
@@ -192,7 +193,7 @@ class Session:
         """Read a stream no more."""
         with self._lock:
             self._jobs.pop(key, None)
-            self._positions.pop(key, None)
+        self.streams.forget(key)
 
     def watch(self, job: RunningJob, view: View) -> None:
         """Draw a job until it ends."""
@@ -300,29 +301,25 @@ class Session:
     # -- the collector -------------------------------------------------------------------------------------------------
 
     def _collect(self) -> None:
-        wake, wake_position = f"wake:{self.sid}", "0"
+        trims: dict[str, str] = {}
         while not self._stopping.is_set():
-            with self._lock:
-                streams = {**self._positions, wake: wake_position}
             try:
-                answer = self.store.read(streams, int(READ_SECONDS * 1000))
+                answer = self.store.read(self.streams.to_read(), int(READ_SECONDS * 1000), trims)
             except ClusterError as error:
                 self.trouble(error)
                 self._stopping.wait(0.1)
                 continue
             self._well()
+            trims.clear()
             for name, entries in answer:
-                if name == wake:
-                    wake_position = entries[-1][0]
-                else:
-                    self._take(name, entries)
+                self.streams.taken(name, entries[-1][0])
+                self._take(name, entries, trims)
 
-    def _take(self, key: str, entries: list[tuple[str, bytes]]) -> None:
+    def _take(self, key: str, entries: list[tuple[str, bytes]], trims: dict[str, str]) -> None:
+        """Take in what a stream had; what of it may go there is noted in ``trims``."""
         with self._lock:
             job = self._jobs.get(key)
-            if job is not None:
-                self._positions[key] = entries[-1][0]
-        if job is None:
+        if job is None:  # the stream that wakes us, or one that was forgotten
             return
         for _, sealed in entries:
             try:
@@ -343,7 +340,7 @@ class Session:
                     self.store.drop_blobs(key, done)
                 given_up = not job.spec.keep or self.backend.embedded or self._memory >= TIGHT
                 if given_up and not job.spec.detach:
-                    self.store.trim(key, entries[-1][0])
+                    trims[key] = entries[-1][0]
             except ClusterError as error:
                 self.trouble(error)
 
@@ -475,9 +472,9 @@ class Session:
         if self._memory >= TIGHT:
             with self._lock:
                 detached = {key for key, job in self._jobs.items() if job.spec.detach}
-                read = {key: last for key, last in self._positions.items() if last != "0" and key not in detached}
-            for key, last in read.items():
-                self.store.trim(key, last)
+            for key, last in self.streams.read_so_far().items():
+                if key not in detached:
+                    self.store.trim(key, last)
 
     def _cluster_died(self) -> bool:
         return self.backend.embedded and not self.backend.alive()

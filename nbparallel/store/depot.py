@@ -19,6 +19,8 @@ __all__ = ["Depot"]
 
 #: Names that we give.
 _NAME = re.compile(r"[0-9a-f]{24}")
+#: Smaller blobs are read: to map one, and to unmap it from processes that run on several cores, costs more.
+MAPPED_BYTES = 1 << 20
 #: Buffers that one ``writev`` takes.
 _MOST_BUFFERS = 512
 
@@ -93,17 +95,25 @@ class Depot:
         try:
             if os.fstat(file).st_size != size:
                 raise WireError(f"the blob {name} in the depot is not {size} bytes long")
-            mapped = mmap.mmap(file, size, access=mmap.ACCESS_COPY)
+            held = _read(file, size) if size < MAPPED_BYTES else mmap.mmap(file, size, access=mmap.ACCESS_COPY)
         finally:
             os.close(file)
         if not keep:
             self.drop(name)
-        return memoryview(mapped)
+        return memoryview(held)
 
     def drop(self, name: str) -> None:
         """Remove a blob; those who have it mapped keep it."""
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(self._path, name))
+
+
+def _read(file: int, size: int) -> bytearray:
+    data = bytearray(size)
+    view = memoryview(data)
+    while view and (count := os.readv(file, [view])):
+        view = view[count:]
+    return data
 
 
 def _write(file: int, views: list[memoryview]) -> None:

@@ -51,6 +51,7 @@ class Claim(NamedTuple):
     """Answer to ``claim``. ``stop``: items at or above it need not run (-1: all run).
 
     ``payload`` is None when the child has the blob; ``meta`` and ``function`` are there when it asked for them.
+    ``lingers``: the child asked to, and is ``handed`` a ticket at once, or rung for from now on.
     """
 
     state: Literal["chunk", "empty", "drop"]
@@ -66,6 +67,8 @@ class Claim(NamedTuple):
     sid: str = ""
     meta: bytes = b""
     function: bytes = b""
+    lingers: bool = False
+    handed: tuple[str, str] | None = None
 
 
 class Reported(NamedTuple):
@@ -138,10 +141,12 @@ class Store(Protocol):
         tickets: Sequence[str],
         chunks: Sequence[Submission],
         opening: Opening | None = None,
+        wake: bool = True,
     ) -> Submitted:
         """Make chunks pending and mint as many of the offered tickets as the job can use (at most ``cap`` alive).
 
-        ``opening`` creates the job before, in the same round trip, unless it is there already.
+        ``opening`` creates the job before, in the same round trip, unless it is there already. ``wake``: the session
+        does not read the job's stream yet, so its ``read`` is to return.
         """
 
     def claim(
@@ -166,8 +171,12 @@ class Store(Protocol):
         ticket: str,
         lease: int,
         have: str,
+        linger: tuple[str, str, int] | None = None,
     ) -> tuple[Reported, Claim]:
-        """The last report of a chunk and the next claim in one round trip."""
+        """The last report of a chunk and the next claim in one round trip.
+
+        ``linger``: child, group and ms, for a child that lingers when there is no chunk for it.
+        """
 
     def leave(self, job: str, ticket: str, successor: str) -> bool:
         """End a turn; True when the successor ticket is to be published."""
@@ -175,8 +184,11 @@ class Store(Protocol):
     def waiting(self, group: str) -> bool:
         """Whether a ticket of that session and queue waits for its turn."""
 
-    def linger(self, child: str, group: str, ms: int) -> tuple[str, str] | None:
-        """Wait up to ``ms`` for more work of a session and queue (``keys.group``); (job, ticket) when some came."""
+    def linger(self, child: str, group: str, ms: int, expected: bool = False) -> tuple[str, str] | None:
+        """Wait up to ``ms`` for more work of a session and queue (``keys.group``); (job, ticket) when some came.
+
+        ``expected``: the claim before said that the child is rung for.
+        """
 
     def release(
         self,
@@ -247,10 +259,12 @@ class Store(Protocol):
     def trim(self, job: str, last: str) -> None:
         """Delete stream entries up to and including ``last``."""
 
-    def read(self, streams: Mapping[str, str], block: int) -> list[tuple[str, list[tuple[str, bytes]]]]:
+    def read(
+        self, streams: Mapping[str, str], block: int, trims: Mapping[str, str] | None = None
+    ) -> list[tuple[str, list[tuple[str, bytes]]]]:
         """Entries after the given ids, per stream; waits up to ``block`` ms.
 
-        Streams are named by job key, or ``wake:`` and a session.
+        Streams are named by job key, or ``wake:`` and a session. ``trims``: what ``trim`` is to do before, by job.
         """
 
     def wake(self, sid: str) -> None:

@@ -28,6 +28,9 @@ T = TypeVar("T")
 #: Seconds that a socket waits for an answer, and the most milliseconds that a command may block within that.
 _ANSWER_SECONDS, _LONGEST_BLOCK = 5.0, 4000
 
+#: Milliseconds for which a child is rung that had meant to leave: it looks once more before it does.
+_LATE = 1000
+
 #: What redis-py raises (some have no base in common with the others), and the system below it.
 _FOREIGN: tuple[type[Exception], ...] = (
     *(kind for kind in vars(redis.exceptions).values() if isinstance(kind, type) and issubclass(kind, Exception)),
@@ -151,8 +154,9 @@ class RedisStore:
         tickets: Sequence[str],
         chunks: Sequence[Submission],
         opening: Opening | None = None,
+        wake: bool = True,
     ) -> Submitted:
-        args: list[Any] = [cap, len(tickets), *tickets]
+        args: list[Any] = [cap, len(tickets), int(wake), *tickets]
         for serial, chunk, payload in chunks:
             args += (serial, *chunk, payload)
         calls: list[tuple[str, str, Sequence[Any]]] = [("submit", job, args)]
@@ -183,9 +187,12 @@ class RedisStore:
         ticket: str,
         lease: int,
         have: str,
+        linger: tuple[str, str, int] | None = None,
     ) -> tuple[Reported, Claim]:
+        rest = (*linger[:2], linger[2] + _LATE) if linger else ()
         reported, claimed = self._run(
-            ("report", job, (token, lo, count, entry, -1, 1)), ("claim", job, (next_token, ticket, lease, 0, have, 0))
+            ("report", job, (token, lo, count, entry, -1, 1)),
+            ("claim", job, (next_token, ticket, lease, 0, have, 0, *rest)),
         )
         return _reported(reported), _claim(claimed)
 
@@ -195,21 +202,17 @@ class RedisStore:
     def waiting(self, group: str) -> bool:
         return bool(self._call("waiting", "", group))
 
-    def linger(self, child: str, group: str, ms: int) -> tuple[str, str] | None:
+    def linger(self, child: str, group: str, ms: int, expected: bool = False) -> tuple[str, str] | None:
         seconds = max(1, min(ms, _LONGEST_BLOCK)) / 1000  # 0 would wait for ever
 
         def wait() -> Any:
-            waits = self._call("linger", "", child, group, ms + 1000)
+            waits = None if expected else self._call("linger", "", child, group, ms + _LATE)
             if waits:
                 return waits
             got = self._lines.exchange(("BLPOP", f"{self.prefix}bell:{child}", seconds))[0]
             return got[1] if got else self._call("unlinger", "", child, group)
 
-        handed = self._guard(wait)
-        if not handed:
-            return None
-        job, ticket = handed.decode().split(" ")
-        return job, ticket
+        return _ticket(self._guard(wait))
 
     def release(
         self,
@@ -315,13 +318,16 @@ class RedisStore:
         return [bool(found) for found in self._guard(lambda: self._lines.exchange(*commands))]
 
     def trim(self, job: str, last: str) -> None:
-        ms, serial = last.split("-")
-        self._command("XTRIM", f"{job}:out", "MINID", f"{ms}-{int(serial) + 1}")
+        self._command(*_trim(job, last))
 
-    def read(self, streams: Mapping[str, str], block: int) -> list[tuple[str, list[tuple[str, bytes]]]]:
+    def read(
+        self, streams: Mapping[str, str], block: int, trims: Mapping[str, str] | None = None
+    ) -> list[tuple[str, list[tuple[str, bytes]]]]:
         names = {self._stream(name): name for name in streams}
         wait = ("BLOCK", min(block, _LONGEST_BLOCK)) if block > 0 else ()  # 0 would wait for ever
-        answer = self._command("XREAD", "COUNT", 500, *wait, "STREAMS", *names, *streams.values()) or []
+        commands = [_trim(job, last) for job, last in trims.items()] if trims else []
+        commands.append(("XREAD", "COUNT", 500, *wait, "STREAMS", *names, *streams.values()))
+        answer = self._guard(lambda: self._lines.exchange(*commands))[-1] or []
         return [
             (names[stream.decode()], [(id.decode(), data) for id, (_, data) in entries]) for stream, entries in answer
         ]
@@ -426,7 +432,9 @@ def _name(raw: bytes) -> str:
 
 def _claim(answer: list[Any]) -> Claim:
     if answer[0] != b"chunk":
-        return Claim(answer[0].decode(), answer[1].decode() if len(answer) > 1 and answer[1] else "")
+        why = answer[1].decode() if len(answer) > 1 and answer[1] else ""
+        lingers = len(answer) > 2
+        return Claim(answer[0].decode(), why, lingers=lingers, handed=_ticket(answer[2]) if lingers else None)
     _, id, lo, hi, attempt, crashes, blob, payload, stop, sid, meta, function = answer
     return Claim(
         "chunk",
@@ -443,6 +451,19 @@ def _claim(answer: list[Any]) -> Claim:
         meta or b"",
         function or b"",
     )
+
+
+def _trim(job: str, last: str) -> tuple[Any, ...]:
+    ms, serial = last.split("-")
+    return "XTRIM", f"{job}:out", "MINID", f"{ms}-{int(serial) + 1}"
+
+
+def _ticket(handed: bytes | None) -> tuple[str, str] | None:
+    """(job, ticket) that a child is handed."""
+    if not handed:
+        return None
+    job, ticket = handed.decode().split(" ")
+    return job, ticket
 
 
 def _reported(answer: list[Any]) -> Reported:

@@ -140,6 +140,19 @@ local function mint(job, cap, offered, first)
   return messages
 end
 
+-- A ticket of the group that waits for a message to arrive, or false: then the child is rung for, for so long.
+local function linger(child, group, ms)
+  while true do
+    local waits = redis.call('LPOP', P .. 'waits:' .. group)
+    if not waits then break end
+    local job, ticket = string.match(waits, '^(%S+) (%S+)$')
+    if tonumber(redis.call('ZSCORE', job .. ':tickets', ticket) or 1) < 0 then return waits end
+  end
+  redis.call('ZADD', P .. 'idle:' .. group, now_ms() + tonumber(ms), child)
+  redis.call('PEXPIRE', P .. 'idle:' .. group, 60000)
+  return false
+end
+
 -- @script open
 -- ARGV: session, meta (sealed), function blob, max_running (0: no limit), detached (0/1), ttl ms, label, queue
 if redis.call('EXISTS', J .. ':meta') == 1 then return 0 end
@@ -151,14 +164,15 @@ redis.call('HSET', P .. 'jobs', J, ARGV[7])
 return 1
 
 -- @script submit
--- ARGV: cap, number of tickets offered, the tickets, then per chunk: serial, id, lo, hi, attempt, blob, payload
+-- ARGV: cap, number of tickets offered, whether the session is to be woken (0/1), the tickets, then per chunk: serial,
+-- id, lo, hi, attempt, blob, payload
 -- Returns {"ok" | "gone" | "stopped", pending, held, tickets to publish...}.
 local state = redis.call('HMGET', J .. ':meta', 'state', 'serial', 'sid', 'upto')
 if not state[1] then return {'gone', 0, 0} end
 if state[1] ~= 'open' then return {'stopped', 0, 0} end
 local offered, stop = tonumber(ARGV[2]), stop_of(J)
 local serial, upto = tonumber(state[2]), tonumber(state[4] or 0)
-for i = 3 + offered, #ARGV, 7 do
+for i = 4 + offered, #ARGV, 7 do
   local number = tonumber(ARGV[i])
   if number > serial then -- else: a repeated call
     serial = number
@@ -176,16 +190,18 @@ for i = 3 + offered, #ARGV, 7 do
 end
 redis.call('HSET', J .. ':meta', 'serial', serial, 'upto', upto)
 keep(J)
-local messages = mint(J, tonumber(ARGV[1]), offered, 3)
-redis.call('XADD', P .. 'wake:' .. state[3], 'MAXLEN', '1', '*', 'j', '')
-redis.call('PEXPIRE', P .. 'wake:' .. state[3], 86400000)
+local messages = mint(J, tonumber(ARGV[1]), offered, 4)
+if ARGV[3] == '1' then
+  redis.call('XADD', P .. 'wake:' .. state[3], 'MAXLEN', '1', '*', 'j', '')
+  redis.call('PEXPIRE', P .. 'wake:' .. state[3], 86400000)
+end
 return {'ok', redis.call('ZCARD', J .. ':pending'), redis.call('HLEN', J .. ':held'), unpack(messages)}
 
 -- @script claim
 -- ARGV: token, ticket, lease ms, first claim of the turn (0/1), blob that the child has, whether it needs the job's
--- meta and function (0/1)
+-- meta and function (0/1); then, for a child that lingers when there is no chunk for it: child, group, ms from now
 -- Returns {"chunk", id, lo, hi, attempt, crashes, blob, payload | false, stop, session, meta, function}
--- | {"empty", why} | {"drop", why}.
+-- | {"empty", why} | {"drop", why}; with what `linger` returns at the end, if the child lingers.
 local state = redis.call('HMGET', J .. ':meta', 'state', 'sid', 'detached', 'max')
 if not state[1] then return {'drop', 'gone'} end
 local token, ticket, tickets = ARGV[1], ARGV[2], J .. ':tickets'
@@ -193,7 +209,8 @@ local c = held_chunk(J, token)
 if not c then
   local function leave(answer, why)
     redis.call('ZREM', tickets, ticket)
-    return {answer, why}
+    if not ARGV[7] then return {answer, why} end
+    return {answer, why, linger(ARGV[7], ARGV[8], ARGV[9])}
   end
   if state[1] ~= 'open' then return leave('drop', state[1]) end
   local score = tonumber(redis.call('ZSCORE', tickets, ticket))
@@ -270,15 +287,7 @@ return 0
 -- @script linger allow-oom
 -- ARGV: child, group (session, or session:queue), until ms from now
 -- Returns a ticket that waits for a message to arrive, or false: then the child is rung for.
-while true do
-  local waits = redis.call('LPOP', P .. 'waits:' .. ARGV[2])
-  if not waits then break end
-  local job, ticket = string.match(waits, '^(%S+) (%S+)$')
-  if tonumber(redis.call('ZSCORE', job .. ':tickets', ticket) or 1) < 0 then return waits end
-end
-redis.call('ZADD', P .. 'idle:' .. ARGV[2], now_ms() + tonumber(ARGV[3]), ARGV[1])
-redis.call('PEXPIRE', P .. 'idle:' .. ARGV[2], 60000)
-return false
+return linger(ARGV[1], ARGV[2], ARGV[3])
 
 -- @script unlinger allow-oom
 -- ARGV: child, group. Returns what was handed to the child at the last moment, or false.

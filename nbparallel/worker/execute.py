@@ -33,7 +33,7 @@ BATCH_BELOW = 30e-6
 BATCH_SECONDS = 0.004
 #: Most items in a batch.
 BATCH_ITEMS = 20_000
-#: The first outcome of a chunk is reported at once if the rest is expected to take longer than this, in seconds.
+#: The first outcomes of a chunk are reported at once if the rest is expected to take longer than this, in seconds.
 FIRST_FLUSH_ABOVE = 0.002
 
 
@@ -145,7 +145,9 @@ class ChunkRun:
             index = self.lo + len(self.values)
             count = 1
             if item_seconds < BATCH_BELOW and not self._precise:
-                count = max(1, min(int(BATCH_SECONDS / (item_seconds + 1e-9)), BATCH_ITEMS, self.hi - index))
+                # The first batch tells what the first call, which did what is done once, could not.
+                seconds = BATCH_SECONDS if flush_first is None else FIRST_FLUSH_ABOVE
+                count = max(1, min(int(seconds / (item_seconds + 1e-9)), BATCH_ITEMS, self.hi - index))
             self.position = index + count - 1
             if self.position >= self.hi:
                 if index >= self.hi:
@@ -154,12 +156,10 @@ class ChunkRun:
             started = time.perf_counter()
             self._step(index, count)
             item_seconds = (time.perf_counter() - started) / count
-            if (
-                flush_first is not None
-                and index == self.lo
-                and item_seconds * (self.hi - index - 1) > FIRST_FLUSH_ABOVE
-            ):
-                flush_first()
+            if flush_first is not None and (item_seconds >= BATCH_BELOW or index > self.lo or self._precise):
+                if item_seconds * (self.hi - index - count) > FIRST_FLUSH_ABOVE:
+                    flush_first()
+                flush_first = None
         return item_seconds
 
     def shrink(self, hi: int) -> bool:

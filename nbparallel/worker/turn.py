@@ -17,6 +17,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Literal, TypeVar
 
@@ -162,13 +163,17 @@ class Child:
             loaded = self._jobs.get(job)
             if claim.state == "drop" and not claim.why.startswith("ticket"):
                 self._jobs.pop(job, None)  # the job is over, not just its ticket
-            rest = min(self._far(self._settings.linger_seconds, LINGER_TRIPS), self._deadline - time.monotonic())
-            if loaded is None or rest <= 0 or self._slot.asked_to_hand_back():
-                return None
-            handed = self._linger(_group(loaded), rest)
+            handed = claim.handed
+            if handed is None:
+                rest = self._linger_ms()
+                if loaded is None or not (rest or claim.lingers):
+                    return None
+                handed = self._linger(_group(loaded), rest, claim.lingers)
             if handed is None:
                 return None
             job, ticket = handed
+            if self._alone():  # nobody else waits for this turn to end: another one begins
+                self._deadline = time.monotonic() + self._far(self._settings.turn_seconds, TURN_TRIPS)
             self._busy.set()
             claim = self._claim(job, ticket, first=True)
 
@@ -180,13 +185,17 @@ class Child:
         """Whether the turn is not over; alone on a cluster of one session, it ends only when others wait."""
         if time.monotonic() < self._deadline:
             return True
-        if self._depot is None or not self._depot.local:  # others that cannot be seen from here may wait
+        if not self._alone():  # others that cannot be seen from here may wait
             return False
         with self._lock, contextlib.suppress(ClusterError):
             if not self._store.waiting(_group(loaded)):
                 self._deadline = time.monotonic() + self._settings.turn_seconds
                 return True
         return False
+
+    def _alone(self) -> bool:
+        """Whether this is a cluster of one session."""
+        return self._depot is not None and self._depot.local
 
     def _claim(self, job: str, ticket: str, first: bool) -> Claim:
         token = self._next_token(job, ticket)
@@ -207,10 +216,15 @@ class Child:
         loaded = self._jobs.get(job)
         return loaded.last.blob if loaded and loaded.last else ""
 
-    def _linger(self, group: str, seconds: float) -> tuple[str, str] | None:
+    def _linger_ms(self) -> int:
+        """Milliseconds for which this turn may linger; 0: it may not."""
+        rest = min(self._far(self._settings.linger_seconds, LINGER_TRIPS), self._deadline - time.monotonic())
+        return 0 if self._slot.asked_to_hand_back() else max(0, int(rest * 1000))
+
+    def _linger(self, group: str, ms: int, expected: bool) -> tuple[str, str] | None:
         self._busy.clear()  # the flusher rests, too
         with self._lock, contextlib.suppress(ClusterError):
-            return self._store.linger(self._stamp, group, int(seconds * 1000))
+            return self._store.linger(self._stamp, group, ms, expected)
         return None  # the store is away: nothing is held, and the client replaces tickets that were lost
 
     def _leave(self, job: str, ticket: str) -> tuple[str, str] | None:
@@ -375,14 +389,15 @@ class Child:
             self._slot.words[slots.INDEX] = -1
             self._serial += 1
             next_token = make_token(self._stamp, self._serial)
-
-            def call() -> tuple[Reported, Claim]:
-                return self._store.report_and_claim(
-                    job, token, lo, count, entry, next_token=next_token, ticket=ticket, lease=self._lease, have=have
-                )
+            rest = self._linger_ms()
+            linger = (self._stamp, _group(loaded), rest) if rest else None
+            report_and_claim = partial(
+                self._store.report_and_claim, job, token, lo, count, entry,
+                next_token=next_token, ticket=ticket, lease=self._lease, have=have, linger=linger,
+            )  # fmt: skip
 
             self._slot.child_claims(self._serial, job, ticket)
-            return self._persist(call)[1]
+            return self._persist(report_and_claim)[1]
 
     def _entry(self, run: ChunkRun) -> tuple[int, int, bytes]:
         block = run.take()

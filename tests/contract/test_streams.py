@@ -11,7 +11,7 @@ from contract.bench import LONG, SID, Bench
 from support import eventually
 
 from nbparallel.model import Chunk
-from nbparallel.store.protocol import Submission
+from nbparallel.store.protocol import Claim, Submission
 
 #: Longer than any test should block, in ms, and shorter than the time in which a silent server counts as away.
 BLOCK = 4000
@@ -91,6 +91,33 @@ def test_a_read_that_waits_returns_at_an_event(bench: Bench, thread: ThreadPoolE
     assert len(entries) == 1
 
 
+def test_a_child_without_work_lingers_at_once(bench: Bench, thread: ThreadPoolExecutor) -> None:
+    """The claim that finds nothing has the child rung for in the same round trip, or hands it what waits."""
+    (ticket,) = bench.start((0, 2))
+
+    def finish(token: str, lo: int, next_token: str, ticket: str) -> Claim:
+        known = {"ticket": ticket, "lease": LONG, "have": "", "linger": ("child", SID, BLOCK)}
+        claim = bench.store.report_and_claim(bench.job, token, lo, 2, b"e", next_token=next_token, **known)[1]  # type: ignore[arg-type]
+        assert claim.state == "empty"
+        return claim
+
+    claim = finish("k0", 0, "n", ticket)
+    assert claim.handed is None
+    if claim.lingers:  # it is rung for already
+        assert bench.submit((2, 4)).tickets == []
+    waits = thread.submit(bench.store.linger, "child", SID, BLOCK, claim.lingers)
+    if not claim.lingers:
+        eventually(lambda: bench.submit((2, 4)).tickets == [] or waits.done(), within=20, what="the child is rung for")
+    handed = waits.result(20)
+    assert handed is not None
+    assert bench.claim("k1", handed[1]).lo == 2
+    bench.open(other := bench.job[:-1] + "7")
+    chunks = [Submission(1, Chunk("c", 0, 2, 1, "b"), b"p")]
+    assert bench.store.submit(other, 1, ["waits"], chunks).tickets == ["waits"]
+    claim = finish("k1", 2, "n2", handed[1])
+    assert (claim.handed or bench.store.linger("child", SID, 5, claim.lingers)) == (other, "waits")
+
+
 def test_no_time_means_no_waiting(bench: Bench) -> None:
     """A read or a linger of 0 ms answers at once with what there is."""
     bench.start((0, 9))
@@ -106,6 +133,25 @@ def test_wake_ups_do_not_pile_up(bench: Bench) -> None:
         bench.store.wake(SID)
     ((_, entries),) = bench.store.read({f"wake:{SID}": "0"}, 0)
     assert len(entries) == 1
+
+
+def test_a_session_that_reads_already_is_not_woken(bench: Bench) -> None:
+    """A submission that says so leaves the session's wake stream alone."""
+    bench.open()
+    before = bench.store.read({f"wake:{SID}": "0"}, 0)
+    chunks = [Submission(1, Chunk("c", 0, 1, 1, "b"), b"p")]
+    assert bench.store.submit(bench.job, 1, ["t"], chunks, None, False).tickets == ["t"]
+    assert bench.store.read({f"wake:{SID}": "0"}, 0) == before
+
+
+def test_a_read_trims_first(bench: Bench) -> None:
+    """What a read is told to trim is gone when it answers."""
+    bench.start((0, 9))
+    for lo in range(2):
+        bench.report("k0", lo, 1, b"entry %d" % lo)
+    ((_, entries),) = bench.store.read({bench.job: "0"}, 0)
+    ((_, left),) = bench.store.read({bench.job: "0"}, 0, {bench.job: entries[0][0]})
+    assert left == entries[1:]
 
 
 def linger(bench: Bench, thread: ThreadPoolExecutor, ms: int = BLOCK) -> Future[tuple[str, str] | None]:

@@ -73,7 +73,7 @@ class Client:
             if self._server.away:
                 raise ConnectionFailed("the server is away")
             if name == "read":  # so that tests, and outages, are noticed soon
-                return method(args[0], min(args[1], 20))
+                return method(args[0], min(args[1], 20), *args[2:])
             return method(*args, **options)
 
         return call

@@ -18,6 +18,7 @@ from nbparallel.client.job import Job
 from nbparallel.client.reading import Input
 from nbparallel.client.running import RunningJob
 from nbparallel.client.spec import JobSpec
+from nbparallel.client.streams import Streams
 from nbparallel.errors import (
     ItemError,
     JobCancelled,
@@ -38,6 +39,7 @@ class Driven:
     def __init__(self, items: Iterable[Any] = range(4), **options: Any) -> None:
         session = Mock(settings=Settings(), namespace="n", key=b"k" * 16, sid="5" * 32, depot=None)
         session.store = MemoryStore(lambda: 1_000_000)
+        session.streams = Streams("n", session.sid)
         session.store.session_beat(session.sid, b"", None)
         session.slots.return_value = 2
         session.workers.return_value = []

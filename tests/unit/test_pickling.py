@@ -155,8 +155,15 @@ def test_nothing_is_kept_alive() -> None:
 
 
 def test_columns_come_back() -> None:
-    """Any sequences become lists, one a column."""
-    assert decode_columns(b"".join(encode_columns([(1, 2), "ab", range(2)]))) == ([1, 2], ["a", "b"], [0, 1])
+    """Sequences become lists, one a column; ranges and arrays stay what they are, and give the same items."""
+    numpy = pytest.importorskip("numpy")
+    rows = numpy.arange(2000.0).reshape(2, 1000)
+    columns = decode_columns(b"".join(encode_columns([(1, 2), "ab", range(2), rows, rows[:, 0]])))
+    assert columns[:3] == ([1, 2], ["a", "b"], range(2))
+    for column, before in zip(columns[3:], (rows, rows[:, 0]), strict=True):
+        assert [type(item) for item in column] == [type(item) for item in before]
+        assert all(numpy.array_equal(item, other) for item, other in zip(column, before, strict=True))
+    columns[3][0][0] = 7.0  # an item is writable, as one that travelled alone was
 
 
 @pytest.mark.parametrize("data", [[1], (), ((1,),), ([1], [1, 2]), None])

@@ -185,7 +185,7 @@ def test_a_bug_in_one_job_does_not_end_the_collector(
 
 def test_a_stream_of_a_job_that_is_no_more_is_passed_over(bench: Bench) -> None:
     """Entries that arrive as a job is forgotten concern nobody."""
-    bench.session._take("unknown", [("1-0", b"entry")])
+    bench.session._take("unknown", [("1-0", b"entry")], {})
 
 
 # --- the keeper -----------------------------------------------------------------------------------------------------

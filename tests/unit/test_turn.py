@@ -242,7 +242,7 @@ class Lingering:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def linger(self, child: str, sid: str, ms: int) -> tuple[str, str] | None:
+    def linger(self, child: str, sid: str, ms: int, expected: bool = False) -> tuple[str, str] | None:
         """The next step, or nothing."""
         self.waited.append((sid, ms))
         return self._steps.pop(0)() if self._steps else None
