@@ -96,6 +96,7 @@ class ChunkRun:
         self._output: deque[Entry] = deque()
         self._output_size = self._output_cut = 0
         self.taken = 0
+        self.value_bytes = 0.0  # of the outcomes that were taken last, each
         self.fenced = False
         self.interrupted = False
         self.budget = budget
@@ -131,12 +132,21 @@ class ChunkRun:
             return map(call, *columns)
         return starmap(function, columns[0]) if star else map(function, *columns)
 
-    def run(self, flush_first: Callable[[], None] | None = None, item_seconds: float = 1.0) -> float:
+    def run(
+        self,
+        flush_first: Callable[[], None] | None = None,
+        item_seconds: float = 1.0,
+        *,
+        flush: Callable[[], None] | None = None,
+        flush_bytes: int = 1 << 20,
+    ) -> float:
         """Run the items up to ``hi``, which may shrink meanwhile.
 
         Args:
             flush_first: reports the first outcome early, for a job that has none yet.
             item_seconds: how long items of this job took lately.
+            flush: reports outcomes that have gathered, whenever they are more than ``flush_bytes``, as far as the
+                size of those before tells.
 
         Returns:
             How long they take now.
@@ -148,6 +158,8 @@ class ChunkRun:
                 # The first batch tells what the first call, which did what is done once, could not.
                 seconds = BATCH_SECONDS if flush_first is None else FIRST_FLUSH_ABOVE
                 count = max(1, min(int(seconds / (item_seconds + 1e-9)), BATCH_ITEMS, self.hi - index))
+                if self.value_bytes:
+                    count = max(1, min(count, int(flush_bytes / self.value_bytes)))
             self.position = index + count - 1
             if self.position >= self.hi:
                 if index >= self.hi:
@@ -160,6 +172,8 @@ class ChunkRun:
                 if item_seconds * (self.hi - index - count) > FIRST_FLUSH_ABOVE:
                     flush_first()
                 flush_first = None
+            elif flush is not None and (len(self.values) - self.taken) * self.value_bytes >= flush_bytes:
+                flush()
         return item_seconds
 
     def shrink(self, hi: int) -> bool:
@@ -254,6 +268,7 @@ class ChunkRun:
         lo = self.lo + start
         errors = {index: self.errors[index] for index in sorted(self.errors) if lo <= index < self.lo + end}
         body = self._encode(values, lo, errors)
+        self.value_bytes = sum(memoryview(part).nbytes for part in body) / len(values)
         seconds, self.seconds = self.seconds, []
         if self._batched or len(seconds) != len(values):
             seconds = [sum(seconds)]

@@ -27,7 +27,7 @@ class LoadedJob:
     """A job as a worker process knows it.
 
     ``refusal`` says why it cannot run here at all; ``large``: it is let go of when the job is over; ``item_seconds`` is
-    how long its items took lately, None at first.
+    how long its items took lately, None at first, ``value_bytes`` how large their outcomes were, 0 at first.
     """
 
     job: str
@@ -39,6 +39,7 @@ class LoadedJob:
     last: Payload | None = None
     large: bool = False
     item_seconds: float | None = None
+    value_bytes: float = 0.0
 
     def payload(self, key: bytes, blob: str, sealed: bytes | None, depot: Depot | None = None) -> Payload:
         """The items of a blob; without bytes, those of the blob that was used last.

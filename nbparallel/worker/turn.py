@@ -288,10 +288,15 @@ class Child:
         self._current = loaded.job, make_token(self._stamp, self._serial)
         self._run = run
         try:
-            if loaded.item_seconds is None:
-                loaded.item_seconds = run.run(self._flush)
-            else:
-                loaded.item_seconds = run.run(None, loaded.item_seconds)
+            run.value_bytes = loaded.value_bytes
+            first = loaded.item_seconds is None
+            loaded.item_seconds = run.run(
+                self._flush if first else None,
+                1.0 if loaded.item_seconds is None else loaded.item_seconds,
+                flush=self._flush,
+                flush_bytes=self._settings.flush_bytes,
+            )
+            loaded.value_bytes = run.value_bytes
         finally:
             self._run = None
         return self._finish(loaded, ticket, run, self._may_go_on(loaded))

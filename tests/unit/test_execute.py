@@ -659,3 +659,15 @@ def test_a_seeded_item_draws_by_its_index(star: bool, each: bool) -> None:
     assert [value for value, _ in whole.values()] == list(range(6))
     assert part == {3: whole[3], 4: whole[4]}
     assert len({number for _, number in whole.values()}) == 6
+
+
+@pytest.mark.parametrize("precise", [True, False], ids=["precise", "batch"])
+def test_large_outcomes_are_reported_before_many_gather(precise: bool) -> None:
+    """Once it is known how large outcomes are, no more than ``flush_bytes`` of them wait for the end of a chunk."""
+    blocks: list[Block | None] = []
+    run = chunk(lambda x: x.to_bytes(4, "little") * 250, range(2000), precise=precise)
+    run.value_bytes = 1000.0  # as of the chunk before
+    run.run(None, 1e-9, flush=lambda: blocks.append(run.take()), flush_bytes=20_000)
+    counts = [block.count for block in blocks if block is not None]
+    assert max(counts) <= 40  # a batch of less than that, and the next one
+    assert sum(counts) > 1900
