@@ -60,6 +60,7 @@ class Options(TypedDict, total=False):
     interrupt: Literal["cancel", "keep"]
     detach: bool
     memory_limit: int | None
+    priority: int
     session: Where
 
 
@@ -95,6 +96,7 @@ def pmap(
     interrupt: Literal["cancel", "keep"] = "cancel",
     detach: bool = False,
     memory_limit: int | None = None,
+    priority: int = 0,
     session: Where = None,
 ) -> Job[R]:
     """Call a function for every item, in parallel; returns at once.
@@ -120,6 +122,8 @@ def pmap(
             ``attach(job.id)`` reads and cancels it from any other. For clusters that ``connect`` returned.
         memory_limit: bytes that a worker process may use while it runs an item of this job; one that uses more is
             stopped, and its item becomes a ``WorkerCrashed`` that says so.
+        priority: -9 to 9. Of the jobs on a queue, those of all clients, the one with the highest priority gets every
+            worker process that is done with a chunk; jobs of the same priority take turns.
         session: a ``Cluster``, what ``connect`` returned, ``"serial"`` (in this process, for debugging), or None: the
             cluster of this process, started on first use.
 
@@ -149,6 +153,7 @@ def pmap(
         interrupt=interrupt,
         detach=detach,
         memory_limit=memory_limit,
+        priority=priority,
         session=session,
     )
     return _start(fn, iterables, False, options)
@@ -205,6 +210,7 @@ def _start(fn: Callable[..., R], iterables: tuple[Iterable[Any], ...], star: boo
         interrupt=options.get("interrupt", "cancel"),
         detach=detach,
         memory_limit=options.get("memory_limit") or 0,
+        priority=options.get("priority", 0),
         inputs=Inputs.of(fn, source.sliceable, star),
     )
     if serial:
@@ -354,6 +360,8 @@ def _check_options(options: Options) -> None:
         raise UsageError(f'interrupt must be "cancel" or "keep", not {options["interrupt"]!r}')
     if type(max_running) is not int or max_running < 0:
         raise UsageError(f"max_running must be a whole number, 0 (no limit) or more, not {max_running!r}")
+    if type(priority := options.get("priority", 0)) is not int or not -9 <= priority <= 9:
+        raise UsageError(f"priority must be a whole number from -9 (last) to 9 (first), not {priority!r}")
     if session is not None and session != "serial" and not isinstance(session, (Cluster, RemoteCluster)):
         raise UsageError(f'session must be a Cluster, what connect() returned, or "serial", not {session!r}')
 

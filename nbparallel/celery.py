@@ -71,6 +71,8 @@ def make_app(broker_url: str, settings: Settings, take_turn: TakeTurn | None = N
         # After a lost connection it would take less for good; tickets that come twice do no harm.
         worker_enable_prefetch_count_reduction=False,
         broker_connection_max_retries=None,
+        # A store that is full refuses what the consumer writes down; the worker would end for it.
+        broker_channel_error_retry=True,
     )
     if scheme == "sqs":
         _check_sqs(working=take_turn is not None)

@@ -234,7 +234,8 @@ class Feeding(ABC):
         function = envelope.seal_body(session.key, place, (spec.function,), session.depot, least)
         self._function_file = file_of(function)
         ttl = int(session.settings.result_ttl * 1000)
-        return Opening(session.sid, meta, function, spec.max_running, spec.detach, ttl, json.dumps(label), queue)
+        most, text = spec.max_running, json.dumps(label)
+        return Opening(session.sid, meta, function, most, spec.detach, ttl, text, queue, spec.priority)
 
     def _measure_way(self) -> float:
         """Tell the planner how far the store is, for us or for the farthest worker; that many seconds."""

@@ -32,4 +32,5 @@ class JobSpec:
     interrupt: Literal["cancel", "keep"] = "cancel"
     detach: bool = False
     memory_limit: int = 0
+    priority: int = 0
     inputs: Inputs = field(default_factory=Inputs)

@@ -133,10 +133,8 @@ class MemoryStore(MemoryShared):
     ) -> Submitted:
         with self._atomic(job) as known:
             if not known and opening:
-                sid, meta, function, max_running, detached, ttl, label, queue = opening
-                self._labels[job] = label.encode()
-                known = MemoryJob(sid, meta, function, max_running, detached, self._clock() + ttl, ttl, queue=queue)
-                self._jobs[job] = known
+                self._labels[job] = opening.label.encode()
+                self._jobs[job] = known = MemoryJob.opened(opening, self._clock())
             if not known:
                 return Submitted("gone", 0, 0, [])
             if known.state != "open":
@@ -165,17 +163,23 @@ class MemoryStore(MemoryShared):
                 return Claim("drop", "gone")
             chunk = known.holds(token)
             if not chunk:
-                found = known.take(ticket, first, self._clock(), self._alive(known.sid))
+                found = known.take(ticket, first, self._clock(), self._alive(known.sid), self._more_urgent(known))
                 if isinstance(found, Claim):
+                    if found.state == "yield":
+                        self._jobs[found.job].tickets[token] = -self._clock()
+                        return found._replace(ticket=token)
                     known.tickets.pop("" if found.why in ("ticket unknown", "ticket doubled") else ticket, None)
                     return found
                 chunk = found
                 self._lease(job, known, chunk, token, ticket, lease)
                 known.tickets[ticket] = self._clock()
-            payload = None if chunk.blob == have else known.blobs.get(chunk.blob)
-            place = chunk.id, chunk.at, chunk.hi, chunk.attempt, chunk.crashes, chunk.blob
-            answer = Claim("chunk", "", *place, payload, known.stop, known.sid)
+            answer = known.answer(chunk, have)
             return answer._replace(meta=known.meta, function=known.function) if fresh else answer
+
+    def _more_urgent(self, job: MemoryJob) -> str:
+        others = ((other.priority, name) for name, other in self._jobs.items() if other.priority > job.priority)
+        able = (name for _, name in sorted(others, reverse=True) if self._jobs[name].wants(job.queue))
+        return next((name for name in able if self._jobs[name].detached or self._alive(self._jobs[name].sid)), "")
 
     def report(
         self, job: str, token: str, lo: int, count: int, entry: bytes, *, new_hi: int = -1, finished: bool = False

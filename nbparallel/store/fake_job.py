@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from .protocol import Claim
+from .protocol import Claim, Opening
 
 __all__ = ["MemoryChunk", "MemoryJob", "MemoryStream"]
 
@@ -64,6 +64,7 @@ class MemoryJob:
     ttl: int
     state: str = "open"
     queue: str = ""
+    priority: int = 0
     stop: int = -1
     serial: int = 0
     upto: int = 0
@@ -77,6 +78,23 @@ class MemoryJob:
     held: dict[str, tuple[str, str]] = field(default_factory=dict)  # token -> chunk id, ticket
     tickets: dict[str, int] = field(default_factory=dict)  # -ms when waiting, +ms when taking its turn
     out: MemoryStream = field(default_factory=MemoryStream)
+
+    @classmethod
+    def opened(cls, opening: Opening, now: int) -> MemoryJob:
+        """A new job."""
+        sid, meta, function, max_running, detached, ttl, _, queue, priority = opening
+        return cls(sid, meta, function, max_running, detached, now + ttl, ttl, queue=queue, priority=priority)
+
+    def answer(self, chunk: MemoryChunk, have: str) -> Claim:
+        """What the child that leased a chunk is told."""
+        payload = None if chunk.blob == have else self.blobs.get(chunk.blob)
+        counts = chunk.at, chunk.hi, chunk.attempt, chunk.crashes
+        return Claim("chunk", "", chunk.id, *counts, chunk.blob, payload, self.stop, self.sid)
+
+    def wants(self, queue: str) -> bool:
+        """Whether it has work for one more child of a queue."""
+        room = not 0 < self.max_running <= len(self.held)
+        return self.state == "open" and self.queue == queue and bool(self.pending) and room
 
     def holds(self, token: str) -> MemoryChunk | None:
         """The chunk that is leased to ``token``."""
@@ -109,8 +127,8 @@ class MemoryJob:
         if lo < hi:
             self.pending.add(self.cut(chunk, lo, hi, crashes).id)
 
-    def take(self, ticket: str, first: bool, now: int, session_lives: bool) -> MemoryChunk | Claim:
-        """The pending chunk that a ticket takes, or why it gets none."""
+    def take(self, ticket: str, first: bool, now: int, session_lives: bool, urgent: str) -> MemoryChunk | Claim:
+        """The pending chunk that a ticket takes, or why it gets none; ``urgent``: a job that goes first, or ""."""
         if self.state != "open":
             return Claim("drop", self.state)
         if ticket not in self.tickets:
@@ -121,6 +139,8 @@ class MemoryJob:
             self.taken = now
         if not self.detached and not session_lives:
             return Claim("drop", "session")
+        if urgent:
+            return Claim("yield", job=urgent)
         if 0 < self.max_running <= len(self.held):
             return Claim("empty", "max_running")
         if chunk := self.oldest():

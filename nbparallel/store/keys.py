@@ -29,6 +29,7 @@ P shared:<id> string     sealed shared value, or a note of where it lies     the
 P workers     sorted set worker id by the ms at which it counts as gone      beat              beat, unbeat
 P beats       hash       worker id -> sealed description                     beat              beat, unbeat
 P jobs        hash       J -> what ``jobs()`` shows                          submit            close, sweep
+P ranks       sorted set J by its priority, of the jobs that are open        submit            close, sweep
 P ctl         channel    "stop J n": look at your slots                      stop              -
 ============= ========== =================================================== ================= =========================
 """

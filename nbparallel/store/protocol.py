@@ -26,7 +26,8 @@ class Submission(NamedTuple):
 
 
 class Opening(NamedTuple):
-    """What creates a job. ``ttl`` in ms; ``label`` is what ``jobs()`` shows; ``queue`` when it is not the default."""
+    """What creates a job. ``ttl`` in ms; ``label`` is what ``jobs()`` shows; ``queue`` when it is not the default;
+    of two jobs on a queue the one of the higher ``priority`` is served first."""
 
     sid: str
     meta: bytes
@@ -36,6 +37,7 @@ class Opening(NamedTuple):
     ttl: int
     label: str
     queue: str = ""
+    priority: int = 0
 
 
 class Submitted(NamedTuple):
@@ -52,9 +54,10 @@ class Claim(NamedTuple):
 
     ``payload`` is None when the child has the blob; ``meta`` and ``function`` are there when it asked for them.
     ``lingers``: the child asked to, and is ``handed`` a ticket at once, or rung for from now on.
+    With ``yield`` a more urgent job has work: the child goes on there, with that ``job`` and ``ticket``.
     """
 
-    state: Literal["chunk", "empty", "drop"]
+    state: Literal["chunk", "empty", "drop", "yield"]
     why: str = ""
     id: str = ""
     lo: int = 0
@@ -69,6 +72,8 @@ class Claim(NamedTuple):
     function: bytes = b""
     lingers: bool = False
     handed: tuple[str, str] | None = None
+    job: str = ""
+    ticket: str = ""
 
 
 class Reported(NamedTuple):
@@ -152,7 +157,10 @@ class Store(Protocol):
     def claim(
         self, job: str, token: str, ticket: str, *, lease: int, first: bool, have: str = "", fresh: bool = False
     ) -> Claim:
-        """Lease the pending chunk with the lowest index; ``fresh``: the child needs the job's function, too."""
+        """Lease the pending chunk with the lowest index, unless a more urgent job has work for whoever asks.
+
+        ``fresh``: the child needs the job's function, too.
+        """
 
     def report(
         self, job: str, token: str, lo: int, count: int, entry: bytes, *, new_hi: int = -1, finished: bool = False

@@ -431,6 +431,8 @@ def _name(raw: bytes) -> str:
 
 
 def _claim(answer: list[Any]) -> Claim:
+    if answer[0] == b"yield":
+        return Claim("yield", job=answer[1].decode(), ticket=answer[2].decode())
     if answer[0] != b"chunk":
         why = answer[1].decode() if len(answer) > 1 and answer[1] else ""
         lingers = len(answer) > 2

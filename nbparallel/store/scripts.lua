@@ -154,13 +154,15 @@ local function linger(child, group, ms)
 end
 
 -- @script open
--- ARGV: session, meta (sealed), function blob, max_running (0: no limit), detached (0/1), ttl ms, label, queue
+-- ARGV: session, meta (sealed), function blob, max_running (0: no limit), detached (0/1), ttl ms, label, queue,
+-- priority
 if redis.call('EXISTS', J .. ':meta') == 1 then return 0 end
 redis.call('HSET', J .. ':meta', 'sid', ARGV[1], 'm', ARGV[2], 'max', ARGV[4], 'detached', ARGV[5],
-  'ttl', ARGV[6], 'queue', ARGV[8], 'state', 'open', 'serial', 0, 'taken', 0)
+  'ttl', ARGV[6], 'queue', ARGV[8], 'priority', ARGV[9], 'state', 'open', 'serial', 0, 'taken', 0)
 redis.call('PEXPIRE', J .. ':meta', ARGV[6])
 redis.call('SET', J .. ':f', ARGV[3], 'PX', ARGV[6])
 redis.call('HSET', P .. 'jobs', J, ARGV[7])
+redis.call('ZADD', P .. 'ranks', ARGV[9], J)
 return 1
 
 -- @script submit
@@ -202,7 +204,21 @@ return {'ok', redis.call('ZCARD', J .. ':pending'), redis.call('HLEN', J .. ':he
 -- meta and function (0/1); then, for a child that lingers when there is no chunk for it: child, group, ms from now
 -- Returns {"chunk", id, lo, hi, attempt, crashes, blob, payload | false, stop, session, meta, function}
 -- | {"empty", why} | {"drop", why}; with what `linger` returns at the end, if the child lingers.
-local state = redis.call('HMGET', J .. ':meta', 'state', 'sid', 'detached', 'max')
+-- | {"yield", job, ticket}: a more urgent job has work, and here is a turn on it.
+local function more_urgent(priority, queue)
+  for _, job in ipairs(redis.call('ZREVRANGEBYSCORE', P .. 'ranks', '+inf', '(' .. priority, 'LIMIT', 0, 50)) do
+    local meta = redis.call('HMGET', job .. ':meta', 'state', 'queue', 'detached', 'sid', 'max')
+    if not meta[1] then
+      redis.call('ZREM', P .. 'ranks', job)
+    elseif meta[1] == 'open' and meta[2] == queue and redis.call('ZCARD', job .. ':pending') > 0
+      and (meta[3] == '1' or redis.call('EXISTS', P .. 's:' .. meta[4]) == 1)
+      and (meta[5] == '0' or redis.call('HLEN', job .. ':held') < tonumber(meta[5])) then
+      return job
+    end
+  end
+end
+
+local state = redis.call('HMGET', J .. ':meta', 'state', 'sid', 'detached', 'max', 'priority', 'queue')
 if not state[1] then return {'drop', 'gone'} end
 local token, ticket, tickets = ARGV[1], ARGV[2], J .. ':tickets'
 local c = held_chunk(J, token)
@@ -220,6 +236,11 @@ if not c then
     redis.call('HSET', J .. ':meta', 'taken', now_ms())
   end
   if state[3] ~= '1' and redis.call('EXISTS', P .. 's:' .. state[2]) == 0 then return leave('drop', 'session') end
+  local urgent = more_urgent(state[5] or 0, state[6])
+  if urgent then
+    redis.call('ZADD', urgent .. ':tickets', -now_ms(), token) -- in a repeated call the same one
+    return {'yield', urgent, token}
+  end
   local max = tonumber(state[4])
   if max > 0 and redis.call('HLEN', J .. ':held') >= max then return leave('empty', 'max_running') end
   local stop = stop_of(J)
@@ -412,6 +433,7 @@ end
 redis.call('DEL', J .. ':pending', J .. ':chunks', J .. ':held', J .. ':blobs', J .. ':tickets', J .. ':f')
 redis.call('HSET', J .. ':meta', 'state', ARGV[1])
 redis.call('PEXPIRE', J .. ':meta', ARGV[3])
+redis.call('ZREM', P .. 'ranks', J)
 if ARGV[2] == '1' then
   redis.call('PEXPIRE', J .. ':out', ARGV[3])
 else
@@ -486,6 +508,7 @@ for _, job in ipairs(redis.call('HKEYS', P .. 'jobs')) do
     for _, kind in ipairs(KINDS) do redis.call('DEL', job .. kind) end
     redis.call('DEL', job .. ':f')
     redis.call('HDEL', P .. 'jobs', job)
+    redis.call('ZREM', P .. 'ranks', job)
     touched = touched + 1
   elseif not meta[5] and meta[4] then
     local idle = redis.call('HLEN', job .. ':held') == 0

@@ -54,6 +54,7 @@ class _Worker:
         self.slots = Slots(MOST_CHILDREN)
         self.id = os.urandom(8).hex()
         self.child: Child | None = None
+        self.queue = ""  # that of the message whose turn it is
         self.processes = config.concurrency
         self.shelf = ""
         self._shelf_lock = self._shelf_owner = -1
@@ -201,6 +202,7 @@ class _Worker:
             Depot(self.config.depot) if self.config.depot else parts,
             lambda: self.supervisor.tell("wake"),
             host if self.shelf else None,
+            self._publish_next,
         )
         self.child.catch_output()
         self.child.fetch_shared()
@@ -220,11 +222,15 @@ class _Worker:
         """One turn; the parent publishes the successor, so that children need no connection to the broker."""
         if self.child is None:
             raise RuntimeError("tickets need Celery's prefork pool; start the worker with --pool prefork")
+        self.queue = queue
         successor = self.child.turn(job, epoch, ticket)
         if successor is not None:
-            name = quote(self.child.name_of(successor[0]))[:MOST_NAME]
-            self.supervisor.tell(f"publish {successor[0]} {successor[1]} {queue} {name}")
+            self._publish_next(*successor)
         return "next" if successor else "done"
+
+    def _publish_next(self, job: str, ticket: str) -> None:
+        name = quote(self.child.name_of(job) if self.child else "")[:MOST_NAME]
+        self.supervisor.tell(f"publish {job} {ticket} {self.queue} {name}")
 
 
 def _close_spare(channel: Any) -> None:

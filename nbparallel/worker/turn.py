@@ -64,6 +64,8 @@ class Child:
         slot: shared with the parent.
         depot: for large blobs.
         shelf: for those that other processes of this machine read as well, when that is another one.
+        wake: has the parent look at the slots.
+        publish: has the parent send a ticket, given (job key, ticket).
         refusal: why this process cannot run anything (its ``init`` failed).
     """
 
@@ -78,9 +80,10 @@ class Child:
         depot: Depot | None = None,
         wake: Callable[[], None] = lambda: None,
         shelf: Depot | None = None,
+        publish: Callable[[str, str], None] = lambda job, ticket: None,
     ) -> None:
         self._store, self._key, self._namespace, self._settings, self._slot = store, key, namespace, settings, slot
-        self._refusal, self._depot, self._wake = refusal, depot, wake
+        self._refusal, self._depot, self._wake, self._publish = refusal, depot, wake, publish
         self._shelf = shelf or depot
         self._values = SharedValues(store, key, self._shelf, self._persist)
         self._stamp = os.urandom(8).hex()
@@ -160,6 +163,13 @@ class Child:
                 claim = next_claim
                 continue
             self._slot.child_rests()
+            if claim.state == "yield":
+                if successor := self._leave(job, ticket):
+                    self._publish(*successor)
+                job, ticket = claim.job, claim.ticket
+                self._deadline = time.monotonic() + self._settings.turn_seconds
+                claim = self._claim(job, ticket, first=True)
+                continue
             loaded = self._jobs.get(job)
             if claim.state == "drop" and not claim.why.startswith("ticket"):
                 self._jobs.pop(job, None)  # the job is over, not just its ticket
@@ -379,7 +389,7 @@ class Child:
             def call() -> Reported:
                 return self._store.report(job, token, lo, count, entry, new_hi=new_hi, finished=finished)
 
-            self._heed(run, self._persist(call))
+            self._heed(run, self._persist(call, work=True))
 
     def _finish(self, loaded: LoadedJob, ticket: str, run: ChunkRun, go_on: bool) -> Claim | None:
         """The last report of a chunk, in one round trip with the next claim if the turn goes on."""
@@ -402,7 +412,7 @@ class Child:
             )  # fmt: skip
 
             self._slot.child_claims(self._serial, job, ticket)
-            return self._persist(report_and_claim)[1]
+            return self._persist(report_and_claim, work=True)[1]
 
     def _entry(self, run: ChunkRun) -> tuple[int, int, bytes]:
         block = run.take()
@@ -410,14 +420,21 @@ class Child:
             return run.lo + run.taken, 0, b""
         return block.lo, block.count, seal_block(self._key, self._current[0], block, self._depot)
 
-    def _persist(self, call: Callable[[], T]) -> T:
-        """Repeat a call while the store is away or full: finished work is worth waiting for."""
-        pause = 0.05
+    def _persist(self, call: Callable[[], T], work: bool = False) -> T:
+        """Repeat a call while the store is away or full: finished work is worth waiting for.
+
+        A worker that shuts down waits for nothing but finished ``work``, and no longer than a lease lasts: then it is
+        another's.
+        """
+        pause, leave_at = 0.05, float("inf")
         while True:
             try:
                 return call()
             except ClusterError:
+                now = time.monotonic()
                 if self._slot.asked_to_hand_back():
+                    leave_at = min(leave_at, now + self._settings.lease_seconds * work)
+                if now >= leave_at:
                     raise
                 time.sleep(pause)
                 pause = min(2 * pause, PAUSE_LIMIT)

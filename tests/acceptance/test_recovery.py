@@ -257,6 +257,21 @@ def test_a_full_store_is_waited_for() -> None:
         assert [len(value) for value in job.result(60)] == [1 << 19] * 40
 
 
+def test_a_full_store_ends_no_worker() -> None:
+    """A message that comes while the server refuses all that Celery writes down is lost; its worker is not."""
+    with remote(1) as (rig, cluster), rig.server.client() as store:
+        (host,) = rig.hosts
+        os.kill(host.pid, signal.SIGSTOP)
+        job = pmap(abs, range(-10, 0), session=cluster)
+        eventually(lambda: store.info("commandstats").get("cmdstat_lpush"), 10, "the message is sent")
+        store.config_set("maxmemory", 1)
+        os.kill(host.pid, signal.SIGCONT)
+        eventually(lambda: any(what in rig.logs() for what in ("re-establish", "Unrecoverable")), 20, "it is refused")
+        store.config_set("maxmemory", 0)
+        assert job.result(30) == list(range(10, 0, -1))
+        assert host.poll() is None
+
+
 def test_results_larger_than_the_store() -> None:
     """Results that do not fit into the store all together go through it: what the client has is given up there."""
     with remote(config=(f"maxmemory {64 << 20}",)) as (_, cluster):

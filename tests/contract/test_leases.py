@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from contract.bench import EXPIRED, LONG, SID, Bench
 
-from nbparallel.store.protocol import Claim, Lost
+from nbparallel.model import Chunk
+from nbparallel.store.protocol import Claim, Lost, Submission
 
 # --- claim ----------------------------------------------------------------------------------------------------------
 
@@ -76,6 +79,70 @@ def test_no_more_leases_than_max_running(bench: Bench) -> None:
     assert bench.claim("k2", tickets[1]) == Claim("empty", "max_running")
     bench.report("k", 0, 1, finished=True)
     assert bench.claim("k2", tickets[0], first=False).lo == 1
+
+
+def a_job_beside(bench: Bench, *ranges: tuple[int, int], **options: Any) -> str:
+    """Another job of the session, with chunks that wait; its key."""
+    job = bench.job[:-1] + "1"
+    chunks = [Submission(lo + 1, Chunk(f"c{lo}", lo, hi, 1, "b"), b"payload") for lo, hi in ranges]
+    bench.open(job, **options)
+    assert bench.store.submit(job, 0, [], chunks).state == "ok"
+    return job
+
+
+def test_a_more_urgent_job_takes_the_child(bench: Bench) -> None:
+    """Whoever asks for a chunk while a job of a higher priority has one is sent there, with a ticket."""
+    bench.open()
+    first, second = bench.submit((0, 1), (1, 2)).tickets
+    urgent = a_job_beside(bench, (0, 5), priority=1)
+    for _ in range(2):  # the reply may be lost
+        assert bench.claim("k", first, first=False) == Claim("yield", job=urgent, ticket="k")
+    for _ in range(2):
+        assert bench.store.leave(bench.job, first, "successor")
+    assert bench.store.peek(urgent).tickets == 1
+    assert bench.store.claim(urgent, "k2", "k", lease=LONG, first=True).hi == 5
+    assert bench.claim("k3", second).lo == 0
+    assert bench.report("k3", 0, 1, finished=True).state == "ok"
+    assert bench.claim("k4", second, first=False).lo == 1
+    assert bench.store.release(urgent, "k2", "return").state == "ok"
+    assert bench.claim("k5", "successor").state == "yield"
+
+
+def test_a_job_that_is_not_more_urgent_takes_nobody(bench: Bench) -> None:
+    """One of the same or a lower priority waits for its turn; the higher one does not yield to it either."""
+    bench.open(priority=-3)
+    tickets = bench.submit((0, 1), (1, 2)).tickets
+    assert bench.store.peek(a_job_beside(bench, (0, 1), priority=-3)).pending == 1
+    assert bench.claim("k", tickets[0]).lo == 0
+    bench.store.close(bench.job[:-1] + "1", "done", False, LONG)
+    assert bench.claim("k2", tickets[1]).lo == 1
+
+
+@pytest.mark.parametrize("why", ["queue", "cancelled", "session", "busy", "closed", "finished"])
+def test_nobody_yields_to_a_job_that_cannot_use_a_child(bench: Bench, why: str) -> None:
+    """A job on another queue, one that was stopped, whose client is gone, or which may not run more, is passed over."""
+    bench.open()
+    (ticket,) = bench.submit((0, 1)).tickets
+    options: dict[str, Any] = {"priority": 9}
+    if why == "session":
+        bench.store.session_beat("other", b"beat", None)
+        options["sid"] = "other"
+    if why == "queue":
+        options["queue"] = "other"
+    if why == "busy":
+        options["max_running"] = 1
+    urgent = a_job_beside(bench, (0, 1), (1, 2), **options)
+    if why == "cancelled":
+        bench.store.stop(urgent, 0)
+    if why == "session":
+        bench.store.end_session("other")
+    if why in ("busy", "finished"):
+        for number in range(1 if why == "busy" else 2):
+            (minted,) = bench.store.remint(urgent, LONG, 9, bench.offer(1))
+            assert bench.store.claim(urgent, f"u{number}", minted, lease=LONG, first=True).state == "chunk"
+    if why == "closed":
+        bench.store.close(urgent, "done", True, LONG)
+    assert bench.claim("k", ticket).state == "chunk"
 
 
 @pytest.mark.parametrize("end", ["says goodbye", "is silent", "never was"])

@@ -34,7 +34,9 @@ from nbparallel.worker.turn import Child
 class MakeChild(Protocol):
     """Makes a child of its own slot, over a store."""
 
-    def __call__(self, store: Any, *, refusal: str = "", **changes: Any) -> tuple[Child, Slot]: ...
+    def __call__(
+        self, store: Any, *, refusal: str = "", publish: Callable[[str, str], None] | None = None, **changes: Any
+    ) -> tuple[Child, Slot]: ...
 
 
 @pytest.fixture
@@ -52,9 +54,12 @@ def make_child(monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeChild]:
     monkeypatch.setattr(module, "Capture", lambda *_: SimpleNamespace(install=lambda: None))
     before = signal.getsignal(signal.SIGUSR1)
 
-    def make(store: Any, *, refusal: str = "", **changes: Any) -> tuple[Child, Slot]:
+    def make(
+        store: Any, *, refusal: str = "", publish: Callable[[str, str], None] | None = None, **changes: Any
+    ) -> tuple[Child, Slot]:
         slot = new_slot()
         child = Child(store, KEY, "default", settings(**changes), slot, refusal)
+        child._publish = publish or child._publish
         loop = child._flush_loop
 
         def flush() -> None:
@@ -279,6 +284,28 @@ def test_a_child_is_patient_far_from_its_store(make_child: MakeChild) -> None:
         assert turns - 1.0 < rest <= turns
         assert budget == budgets
         assert store.waited.pop()[1] == pytest.approx(lingers * 1000)
+
+
+def test_a_more_urgent_job_goes_first(make_child: MakeChild) -> None:
+    """Between two chunks the child leaves for a more urgent job; a new ticket goes out for the one that it leaves."""
+    ran: list[int] = []
+
+    def low(x: int) -> None:
+        ran.append(x)
+        if x == 1:
+            urgent.submit([10, 11], 1, tickets=2)
+
+    plain, urgent = Work(low), Work(lambda x: ran.append(x))
+    urgent.store = plain.store
+    urgent.open(priority=1)
+    published: list[tuple[str, str]] = []
+    child, _ = make_child(plain.store, publish=lambda job, ticket: published.append((job, ticket)))
+    (ticket,) = plain.submit(range(3), 1)
+    turn(child, plain, ticket)
+    assert ran == [0, 1, 10, 11]
+    assert [job for job, _ in published] == [plain.key]
+    turn(child, plain, published[0][1])
+    assert ran == [0, 1, 10, 11, 2]
 
 
 @pytest.mark.parametrize("why", ["no time", "shutdown", "nothing known"])
@@ -620,6 +647,30 @@ def test_the_pause_between_attempts_grows(make_child: MakeChild, monkeypatch: py
 
     assert child._persist(call) == "answer"
     assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
+
+
+def test_who_shuts_down_waits_for_the_store_as_long_as_its_lease(
+    make_child: MakeChild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was finished is reported when the store is back in time; after the lease it is given up, as another's."""
+    now = [0.0]
+    child, slot = make_child(None, lease_seconds=5.0)
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    slot.hand_back()
+
+    def call(back_at: float) -> str:
+        if now[0] < back_at:
+            raise ClusterError("away")
+        return "answer"
+
+    assert child._persist(lambda: call(4.0), work=True) == "answer"
+    with pytest.raises(ClusterError, match="away"):
+        child._persist(lambda: call(100.0), work=True)
+    assert 9.0 <= (ended := now[0]) < 12.0
+    with pytest.raises(ClusterError, match="away"):
+        child._persist(lambda: call(100.0))
+    assert now[0] == ended
 
 
 # --- interrupts -----------------------------------------------------------------------------------------------------

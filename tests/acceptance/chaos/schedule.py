@@ -5,6 +5,7 @@ The oracle: the values that a plain loop would give, and a log in which every st
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import heapq
 import itertools
@@ -42,12 +43,14 @@ QUEUE, UNACKED = "nbparallel", "unacked"
 
 
 class Item(NamedTuple):
-    """One item: how long it runs, and its fate (``""``, ``error``, ``poison``, or how often it fails at first)."""
+    """One item: how long it runs, its fate (``""``, ``error``, ``poison``, or how often it fails at first), and whether
+    it waits in a C call that lets no other thread run."""
 
     index: int
     seconds: float
     fate: str
     size: int
+    deaf: bool = False
 
 
 def run_item(log: str, item: Item) -> tuple[int, int, bytes]:
@@ -56,7 +59,10 @@ def run_item(log: str, item: Item) -> tuple[int, int, bytes]:
     file = os.open(log, os.O_APPEND | os.O_CREAT | os.O_WRONLY)
     os.write(file, line.encode())
     os.close(file)
-    time.sleep(item.seconds)
+    if item.deaf:
+        ctypes.PyDLL(None).usleep(int(item.seconds * 1e6))
+    else:
+        time.sleep(item.seconds)
     if item.fate == "error":
         raise ValueError(item.index)
     if item.fate == "poison":
@@ -97,11 +103,17 @@ class Plan:
         fates = [_fate(rng) if troubled else "" for _ in range(count)]
         if rng.random() < 0.15:
             fates[rng.randrange(count)] = "poison"
-        items = [Item(i, w * scale, f, size) for i, (w, f) in enumerate(zip(weights, fates, strict=True))]
+        deafness = rng.choice([0.0, 0.0, 0.2, 1.0])
+        items = [
+            Item(i, w * scale, f, size, rng.random() < deafness)
+            for i, (w, f) in enumerate(zip(weights, fates, strict=True))
+        ]
         options = {
             "ordered": rng.random() < 0.6,
             "chunks": rng.choice(["auto", "auto", 1, 3, 20]),
             "retries": RetryPolicy(3, backoff=0.05),
+            "max_running": rng.choice([0, 0, 0, 2]),
+            "timeout": rng.choice([None, None, 60.0]),
         }
         lasts = 0.4 + 1.3 * sum(item.seconds for item in items) / (HOSTS * PROCESSES)
         names = rng.choices(list(FAULTS), [weight for weight, _, _ in FAULTS.values()], k=rng.choice([1, 1, 2, 3]))
@@ -113,8 +125,14 @@ class Plan:
         work = sum(item.seconds for item in self.items)
         form = "generator" if self.generator else "list"
         faults = ", ".join(f"{name} at {at:.2f} s" for at, name in self.faults)
-        options = f"chunks={self.options['chunks']!r}, ordered={self.options['ordered']}"
+        shown = ("chunks", "ordered", "max_running", "timeout")
+        options = ", ".join(f"{name}={self.options[name]!r}" for name in shown)
+        fates["in C"] = sum(item.deaf for item in self.items)
         return f"CHAOS_SEED={self.seed}: {len(self.items)} items ({form}), {work:.1f} s, {options}, {fates}: {faults}"
+
+    def row(self) -> dict[str, Any]:
+        """What of it is logged."""
+        return {"seed": self.seed, "items": len(self.items), "faults": [name for _, name in self.faults]}
 
     def inputs(self) -> Any:
         """What ``pmap`` is given."""
@@ -182,6 +200,24 @@ def kill_host(stage: Stage) -> list[Undo]:
     return []
 
 
+def end_host(stage: Stage) -> list[Undo]:
+    """A deploy ends a host: it gives back what it has not started, and another one takes its place."""
+    _signal(stage.a_host(), signal.SIGTERM)
+    return []
+
+
+def quit_host(stage: Stage) -> list[Undo]:
+    """A spot machine is taken away: the host gives back what it runs, too."""
+    _signal(stage.a_host(), signal.SIGQUIT)
+    return []
+
+
+def roll(stage: Stage) -> list[Undo]:
+    """A deploy restarts all hosts, one shortly after the other."""
+    hosts = [host.pid for host in stage.rig.hosts]
+    return [(0.5 * number, functools.partial(_signal, pid, signal.SIGTERM)) for number, pid in enumerate(hosts)]
+
+
 def stop_child(stage: Stage) -> list[Undo]:
     """A pool process stands still for a second."""
     pid = stage.a_child()
@@ -194,6 +230,29 @@ def stop_parent(stage: Stage) -> list[Undo]:
     pid = stage.a_host()
     _signal(pid, signal.SIGSTOP)
     return [(1.0, lambda: _signal(pid, signal.SIGCONT))]
+
+
+def stop_store(stage: Stage) -> list[Undo]:
+    """The store stands still, for longer than leases last."""
+    process = stage.rig.server.process
+    pid, seconds = process.pid if process else None, stage.rng.uniform(0.5, 6.0)
+    # Not by whoever plays: the next fault may wait for the store.
+    timer = threading.Timer(seconds, _signal, (pid, signal.SIGCONT))
+    _signal(pid, signal.SIGSTOP)
+    timer.start()
+    return [(seconds, timer.join)]
+
+
+def fill_store(stage: Stage) -> list[Undo]:
+    """The store has reached its ``maxmemory``; later it gets room again."""
+    with stage.rig.server.client() as store:
+        store.config_set("maxmemory", 1)
+
+    def lift() -> None:
+        with suppress(redis.RedisError), stage.rig.server.client() as store:
+            store.config_set("maxmemory", 0)
+
+    return [(stage.rng.uniform(0.5, 4.0), lift)]
 
 
 def cut_connections(stage: Stage) -> list[Undo]:
@@ -258,6 +317,19 @@ def delay_tickets(stage: Stage) -> list[Undo]:
     return [(stage.rng.uniform(0.5, 2.0), deliver)]
 
 
+def replay_tickets(stage: Stage) -> list[Undo]:
+    """All messages that are there now are delivered again, seconds after their work was done."""
+    with stage.rig.server.client() as store:
+        held = messages(store)
+
+    def deliver() -> None:
+        with suppress(redis.RedisError), stage.rig.server.client() as store:
+            for message in held * 3:
+                store.lpush(QUEUE, message)
+
+    return [(stage.rng.uniform(0.5, 3.0), deliver)]
+
+
 def messages(store: redis.Redis) -> list[bytes]:
     """All messages as kombu wrote them: those that wait, and those that were delivered and not acknowledged."""
     held = [json.dumps(json.loads(entry)[0]).encode() for entry in store.hvals(UNACKED)]
@@ -277,15 +349,21 @@ FAULTS: dict[str, tuple[int, bool, Callable[[Stage], list[Undo]]]] = {
     "child killed": (3, True, kill_child),
     "parent killed": (2, True, kill_parent),
     "host killed": (2, True, kill_host),
+    "host ended": (2, False, end_host),
+    "host quit": (1, True, quit_host),
+    "hosts restarted in turn": (1, False, roll),
     "child stopped": (2, False, stop_child),
     "parent stopped": (2, False, stop_parent),
     "connections cut": (2, False, cut_connections),
+    "store stopped": (2, True, stop_store),
+    "store full": (2, False, fill_store),
     "store flushed": (2, True, flush),
     "store restarted": (2, False, restart),
     "store restarted empty": (2, True, restart_empty),
     "tickets dropped": (2, False, drop_tickets),
     "tickets doubled": (2, False, double_tickets),
     "tickets delayed": (2, False, delay_tickets),
+    "tickets replayed": (1, False, replay_tickets),
     "cancelled": (1, False, cancel),
 }
 
@@ -318,6 +396,19 @@ class Account:
     seconds: float
     starts: Counter[int]
     doubled: int
+    cancelled: bool
+
+    def row(self) -> dict[str, Any]:
+        """What is logged; ``extra`` is the time in seconds beyond what the work takes when nothing is in its way."""
+        plan = self.plan
+        processes = min(HOSTS * PROCESSES, plan.options["max_running"] or len(plan.items), len(plan.items))
+        times = [item.seconds * (int(item.fate) + 1 if item.fate.isdigit() else 1) for item in plan.items]
+        return {
+            **plan.row(),
+            "doubled": self.doubled,
+            "extra": round(self.seconds - max(sum(times) / processes, *times, 0.0), 2),
+            "cancelled": self.cancelled,
+        }
 
 
 def play(stage: Stage, plan: Plan, log: Path) -> Account:
@@ -349,7 +440,7 @@ def play(stage: Stage, plan: Plan, log: Path) -> Account:
     needed = {item.index: int(item.fate) + 1 for item in plan.items if item.fate.isdigit()}
     poisoned = {item.index for item in plan.items if item.fate == "poison"}
     doubled = sum(n - min(n, needed.get(i, 1)) for i, n in counts.items() if i not in poisoned)
-    return Account(plan, took, counts, doubled)
+    return Account(plan, took, counts, doubled, stage.cancelled is not None)
 
 
 def _make_trouble(stage: Stage, plan: Plan, reader: Reader, deadline: float) -> None:
@@ -376,8 +467,10 @@ def _make_trouble(stage: Stage, plan: Plan, reader: Reader, deadline: float) -> 
 
 def _probe(stage: Stage, plan: Plan) -> None:
     """Afterwards the cluster works as before, and holds nothing."""
-    stage.revive()
-    assert pmap(abs, range(-8, 0), chunks=1, progress=False, session=stage.cluster).result(30) == list(range(8, 0, -1))
+    job = pmap(abs, range(-8, 0), chunks=1, progress=False, session=stage.cluster)
+    # A host that was told to end may take its time, and is replaced only then.
+    eventually(lambda: stage.revive() or job.wait(0), 30, f"{job!r} ends after {plan}")
+    assert job.result() == list(range(8, 0, -1))
     with stage.rig.server.client() as store:
         eventually(lambda: not store.zcard("nbp:default:leases"), 10, f"no lease is left after {plan}")
 
