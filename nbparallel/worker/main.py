@@ -31,6 +31,7 @@ from ..store.parts import PartsDepot
 from ..store.real import RedisStore
 from ..wire import seal
 from .config import MOST_CHILDREN, WorkerConfig
+from .courier import Courier
 from .hearing import Hearing
 from .slot import Slots
 from .supervise import Supervisor
@@ -58,10 +59,11 @@ class _Worker:
         self.processes = config.concurrency
         self.shelf = ""
         self._shelf_lock = self._shelf_owner = -1
+        self.courier = Courier(self._publish, self._waiting)
         # Made before the pool forks: children inherit the slots and the pipe to the supervisor.
         self.store = self._store()
         self.supervisor = Supervisor(
-            self.store, config.key, config.settings, self.slots, self.id, self._describe, self._publish
+            self.store, config.key, config.settings, self.slots, self.id, self._describe, self.courier.publish
         )
 
     # -- in the parent -------------------------------------------------------------------------------------------------
@@ -93,10 +95,11 @@ class _Worker:
             self.supervisor.tell_deaths(sender.hub, pool)
             self.supervisor.hearing = Hearing(
                 self.supervisor.idle,
-                self._waiting,
+                self.courier.waiting,
                 lambda: sender.hub.call_soon(_lose_connection),
                 self.config.settings.lease_seconds,
             )
+        self.courier.start()
         self.supervisor.start()
         self._expect_quit()
 
@@ -119,6 +122,7 @@ class _Worker:
         """The worker ends; Celery does not say so after SIGQUIT, so this is also called at the end of the process."""
         atexit.unregister(self.shut_down)
         self.supervisor.stop()
+        self.courier.stop()
         if self._shelf_owner == os.getpid():
             self._shelf_owner = -1
             remove(Path(self.shelf))

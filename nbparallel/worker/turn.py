@@ -167,7 +167,7 @@ class Child:
                 if successor := self._leave(job, ticket):
                     self._publish(*successor)
                 job, ticket = claim.job, claim.ticket
-                self._deadline = time.monotonic() + self._settings.turn_seconds
+                self._deadline = time.monotonic() + self._far(self._settings.turn_seconds, TURN_TRIPS)
                 claim = self._claim(job, ticket, first=True)
                 continue
             loaded = self._jobs.get(job)
