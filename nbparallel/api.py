@@ -119,7 +119,9 @@ def pmap(
             else ``random`` and ``numpy.random`` are seeded before each item. None: streams differ from run to run.
         interrupt: what ■ does to the job that the interrupted cell reads or awaits: ``"cancel"`` or ``"keep"``.
         detach: hand the whole input over before this returns; the job then goes on without this process, and
-            ``attach(job.id)`` reads and cancels it from any other. For clusters that ``connect`` returned.
+            ``attach(job.id)`` reads and cancels it from any other. What fails without this process is not tried again
+            by ``retries``; of the results the newest 256 MB stay (setting ``kept_bytes``), and ``attach`` says which
+            are gone. For clusters that ``connect`` returned.
         memory_limit: bytes that a worker process may use while it runs an item of this job; one that uses more is
             stopped, and its item becomes a ``WorkerCrashed`` that says so.
         priority: -9 to 9. Of the jobs on a queue, those of all clients, the one with the highest priority gets every
@@ -139,23 +141,10 @@ def pmap(
     [4, 10, 18]
     """
     options = Options(
-        chunks=chunks,
-        ordered=ordered,
-        on_error=on_error,
-        retries=retries,
-        timeout=timeout,
-        name=name,
-        progress=progress,
-        queue=queue,
-        keep=keep,
-        max_running=max_running,
-        seed=seed,
-        interrupt=interrupt,
-        detach=detach,
-        memory_limit=memory_limit,
-        priority=priority,
-        session=session,
-    )
+        chunks=chunks, ordered=ordered, on_error=on_error, retries=retries, timeout=timeout, name=name,
+        progress=progress, queue=queue, keep=keep, max_running=max_running, seed=seed, interrupt=interrupt,
+        detach=detach, memory_limit=memory_limit, priority=priority, session=session,
+    )  # fmt: skip
     return _start(fn, iterables, False, options)
 
 
@@ -279,7 +268,8 @@ def attach(job_id: str, *, session: Cluster | RemoteCluster | None = None, progr
     started(running)
     job: Job[Any] = Job(running)
     view = open_view(progress, running.snapshot(), running.cancel)
-    running.start()
+    if running.state == "starting":  # else it is this session's own
+        running.start()
     if view is not None:
         running.session.watch(running, view)
     return job

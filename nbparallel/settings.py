@@ -54,6 +54,7 @@ class Settings:
     cancel_grace: float = _setting(1.0, "time between a soft interrupt and the kill of the process", low=0.0)
     session_grace: float = _setting(60.0, "time that a remote cluster works on without its client", low=1.0)
     result_ttl: float = _setting(86400.0, "how long the results of an ended job stay in the store", low=1.0)
+    kept_bytes: int = _setting(256 << 20, "results of a job above this size leave the store, the oldest first", low=1)
     part_bytes: int = _setting(256 << 20, "on several machines: bodies above this size go in parts", low=1)
     result_bytes: int = _setting(256 << 20, "results above this size move from the client's memory to disk", low=0)
     crash_limit: int = _setting(3, "times that an item may kill its worker process", low=1)

@@ -55,8 +55,8 @@ def list_jobs(session: Session) -> list[JobInfo]:
     return found
 
 
-def find_job(session: Session, id: str) -> AttachedJob:
-    """Attach to a job.
+def find_job(session: Session, id: str) -> RunningJob:
+    """Attach to a job; one that this session reads already is that very job.
 
     Raises:
         JobError: the store does not know it, or it was not sealed with our key.
@@ -68,6 +68,8 @@ def find_job(session: Session, id: str) -> AttachedJob:
             f"the store knows no job {id!r:.60}: it ended long ago, kept no results, or is another cluster's"
         )
     epoch, key = max(known)
+    if (ours := session.reads(key)) is not None:
+        return ours
     meta, sid = session.store.meta(key)
     try:
         options = envelope.open_meta(session.key, key, meta)
@@ -91,7 +93,6 @@ class AttachedJob(RunningJob):
         self._sid, self._detached = options["sid"], options["detached"]
         self._exhausted = self.total is not None
         self._opened = epoch
-        self._came = -1
         if self.total:
             self._meter.submitted(self.total, 0)
 
@@ -106,15 +107,17 @@ class AttachedJob(RunningJob):
 
     def nudge(self) -> None:
         """Does it still go on? Called about twice a second until it has ended."""
+        before = self._came
+        self._find_dropped()
         look = self.session.store.peek(self.key)
         over = self._over(look)
         if not over:
             if self._detached:
-                super().nudge()
+                self._replace_tickets()
             return
         with self.changed:
-            came, self._came = self._came, len(self.results.received)
-            if self.ended or came != self._came:  # what it left is still on its way to us
+            came = len(self.results.received)
+            if self.ended or came != before:  # what it left is still on its way to us
                 return
             if look.state != "cancelled":
                 total = "?" if self.total is None else f"{self.total:,}"
@@ -155,6 +158,7 @@ class AttachedJob(RunningJob):
             super()._end(state)
         else:  # its own client cleans up behind it
             self.state = state
+            self.failure = self.failure or self._dropped
             self._notify()
             self.session.forget(self.key)
 

@@ -235,7 +235,8 @@ class Feeding(ABC):
         self._function_file = file_of(function)
         ttl = int(session.settings.result_ttl * 1000)
         most, text = spec.max_running, json.dumps(label)
-        return Opening(session.sid, meta, function, most, spec.detach, ttl, text, queue, spec.priority)
+        budget = session.settings.kept_bytes if spec.detach else 0  # else the client gives up what it has received
+        return Opening(session.sid, meta, function, most, spec.detach, ttl, text, queue, spec.priority, budget)
 
     def _measure_way(self) -> float:
         """Tell the planner how far the store is, for us or for the farthest worker; that many seconds."""

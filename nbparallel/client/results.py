@@ -216,9 +216,8 @@ class Piece:
         except Exception as error:  # unpickling runs code of the user's classes
             first, count = self.lo - self._offset, self._body.count
             which = f"result of item {first}" if count == 1 else f"results of items {first} to {first + count - 1}"
-            raise SerializationError(
-                f"the {which} cannot be unpickled in this process: {type(error).__name__}: {error}"
-            ) from error
+            said = f"the {which} cannot be unpickled in this process: {type(error).__name__}: {error}"
+            raise SerializationError(said) from error
 
     @property
     def next_position(self) -> int:
@@ -297,6 +296,7 @@ class Results:
         self._arrivals: list[Piece] = []  # the same ones by position
         self._arrived = 0  # position of the next outcome to come
         self._dropped_positions = Ranges()
+        self._why = _DROPPED
         self._attempts: dict[int, int] = {}  # of reset items: the lowest attempt that counts
         self._closed = False
         self._file: _SpillFile | None = None
@@ -377,6 +377,12 @@ class Results:
         """All that was received and not dropped, by index."""
         return list(self._pieces)
 
+    def lose(self, lo: int, hi: int, why: str) -> None:
+        """What of [lo, hi) has no outcome was gone before it was received; asking for it raises ``why``."""
+        self._why = why
+        for start, stop in self.received.add(lo, hi):
+            self.dropped.add(start, stop)
+
     def drop(self, piece: Piece) -> None:
         """Forget the outcomes of a piece that was handed out, unless results are kept."""
         if self._keep:
@@ -426,7 +432,7 @@ class Results:
         if at and index < self._pieces[at - 1].hi:
             return self._pieces[at - 1]
         if index in self.dropped:
-            raise ResultDropped(_DROPPED.format(f"the result of item {index}"))
+            raise ResultDropped(self._why.format(f"the result of item {index}"))
         return None
 
     def _cut(self, lo: int, hi: int) -> list[Piece]:

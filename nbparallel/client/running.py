@@ -6,16 +6,17 @@ job has ended. ``feeding.py`` is its other half, which reads the input and sends
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .. import envelope, pickling
-from ..errors import JobError
+from ..errors import JobError, ResultDropped
 from ..model import Block, JobState, Snapshot
 from ..ordering import Ranges
 from ..store import keys
 from .feeding import Feeding
+from .kept import Kept
 from .output import Entry, Output
 from .reading import Input
 from .results import Piece
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["RunningJob"]
 
+_DROPPED = (
+    "{} left the store before being read here: it keeps the last {:,} bytes of a job's results (setting kept_bytes). "
+    "What is left is in job.results_so_far(), job.as_completed() and job[index]"
+)
 #: Seconds that outcomes may need from the store to us.
 AUDIT_SECONDS = 1.0
 #: Seconds after which tickets that nobody took are replaced, at first (far from the store so many round trips, which a
@@ -48,6 +53,9 @@ class RunningJob(Feeding):
         self._hands: list[list[list[Any]]] = []
         self._nudge_after = NUDGE_SECONDS
         self._workers: set[str] = set()  # seen at the last nudge
+        self._kept = Kept(session.settings.kept_bytes)
+        self._came = -1
+        self._dropped: ResultDropped | None = None
         self._first_errors: list[tuple[int, str, str]] = []
 
     # -- receiving -----------------------------------------------------------------------------------------------------
@@ -146,6 +154,10 @@ class RunningJob(Feeding):
         with self.changed:
             return [] if self.ended else self._shelf.take_done()
 
+    def took(self, entries: Sequence[tuple[str, bytes]]) -> str:
+        """These entries of the stream were received; the id up to which the store need not keep them, or ``""``."""
+        return self._kept.take(entries)
+
     def delivered(self, piece: Piece) -> None:
         """The reader took a piece; for input without length this is what lets more of it be read."""
         if self.spec.keep:
@@ -185,6 +197,7 @@ class RunningJob(Feeding):
         if state == "cancelled":
             for hand in self._hands:
                 hand[0].clear()
+        self.failure = self.failure or self._dropped
         self._shelf.close(self.spec.keep)
         self.uses.end(again=self.spec.keep and (state != "done" or bool(self.results.errors)))
         if self._function_file:
@@ -299,6 +312,9 @@ class RunningJob(Feeding):
         self.session.later(AUDIT_SECONDS, lambda: self._send_unknown(unknown, epoch))
 
     def _send_unknown(self, unknown: Ranges, epoch: int) -> None:
+        # An item whose pause ended meanwhile was sent by itself.
+        for lo, hi in self.session.store.peek(self.key, ranges=True).unreported:
+            unknown.discard(lo, hi)
         with self.changed:
             if self.ended or self._lost or epoch != self.epoch:
                 return
@@ -311,6 +327,27 @@ class RunningJob(Feeding):
 
     def nudge(self) -> None:
         """Look whether tickets were lost, and send new ones; called about once a second."""
+        if self.spec.detach and self._opened == self.epoch:
+            self._find_dropped()
+        self._replace_tickets()
+
+    def _find_dropped(self) -> None:
+        """Results that the store gave up before they were read here will not come."""
+        with self.changed:
+            gone = self._kept.gone(self.results.received)
+            for lo, hi in gone.runs:
+                self.results.lose(lo, hi, _DROPPED.format("{}", self._kept.budget))
+                self._shelf.settle(lo, hi)
+            if gone:
+                self._dropped = ResultDropped(_DROPPED.format(f"{len(gone):,} results", self._kept.budget))
+                self._check_end()
+                self._notify()
+            came, self._came = self._came, len(self.results.received)
+            look = not self.ended and came in (-1, self._came)  # at first, and when nothing comes any more
+        if look:
+            self._kept.looked(*self.session.store.account(self.key))
+
+    def _replace_tickets(self) -> None:
         with self.changed:
             if self._opened != self.epoch or self.ended:
                 return

@@ -189,6 +189,10 @@ class Session:
         if rests:
             self._wake.set()
 
+    def reads(self, key: str) -> RunningJob | None:
+        """The job whose stream is read here, if it is."""
+        return self._jobs.get(key)
+
     def forget(self, key: str) -> None:
         """Read a stream no more."""
         with self._lock:
@@ -244,7 +248,8 @@ class Session:
             self.later(0.02, lambda: self._close_job(key, "cancelled", False))
 
     def _close_job(self, key: str, state: str, keep: bool) -> None:
-        self.forget(key)
+        if state == "cancelled":  # until now late results were read; else somebody may have attached meanwhile
+            self.forget(key)
         if self.is_ready():
             self._ended.append((key, state, keep))
             self.store.close(key, state, keep, int(self.settings.result_ttl * 1000))
@@ -333,16 +338,15 @@ class Session:
             except Exception as error:  # must never end the thread that all jobs depend on
                 log.exception("an outcome could not be taken in")
                 job.fail(error)
-        if not job.ended:
-            try:
-                done = job.take_done_blobs()
-                if done:
-                    self.store.drop_blobs(key, done)
-                given_up = not job.spec.keep or self.backend.embedded or self._memory >= TIGHT
-                if given_up and not job.spec.detach:
-                    trims[key] = entries[-1][0]
-            except ClusterError as error:
-                self.trouble(error)
+        surplus = job.took(entries)
+        given_up = not job.ended and (not job.spec.keep or self.backend.embedded or self._memory >= TIGHT)
+        try:
+            if done := job.take_done_blobs():
+                self.store.drop_blobs(key, done)
+            if not job.spec.detach and (given_up or surplus):
+                trims[key] = entries[-1][0] if given_up else surplus
+        except ClusterError as error:
+            self.trouble(error)
 
     def _well(self) -> None:
         with self._lock:

@@ -194,6 +194,8 @@ class MemoryStore(MemoryShared):
             if lo == chunk.at and (count > 0 or entry):  # of no outcomes: what a running item wrote
                 known.out.append(self._clock(), entry)
                 chunk.at = lo + count
+                if known.budget:
+                    known.out.keep_within(known.budget)
             if stop >= 0:
                 chunk.hi = min(chunk.hi, stop)
             if chunk.at <= new_hi < chunk.hi:

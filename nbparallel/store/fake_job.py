@@ -42,6 +42,11 @@ class MemoryStream:
         found = [(f"{at[0]}-{at[1]}", data) for at, data in self.entries if at > _stream_id(id)]
         return found[:_READ_AT_ONCE]
 
+    def keep_within(self, budget: int) -> None:
+        """The oldest entries go, as long as all together are larger."""
+        while len(self.entries) > 1 and sum(len(data) for _, data in self.entries) > budget:
+            del self.entries[0]
+
     def trim(self, id: str) -> None:
         self.entries = [(at, data) for at, data in self.entries if at > _stream_id(id)]
 
@@ -65,6 +70,7 @@ class MemoryJob:
     state: str = "open"
     queue: str = ""
     priority: int = 0
+    budget: int = 0
     stop: int = -1
     serial: int = 0
     upto: int = 0
@@ -82,8 +88,9 @@ class MemoryJob:
     @classmethod
     def opened(cls, opening: Opening, now: int) -> MemoryJob:
         """A new job."""
-        sid, meta, function, max_running, detached, ttl, _, queue, priority = opening
-        return cls(sid, meta, function, max_running, detached, now + ttl, ttl, queue=queue, priority=priority)
+        sid, meta, function, max_running, detached, ttl, _, queue, priority, budget = opening
+        expires = now + ttl
+        return cls(sid, meta, function, max_running, detached, expires, ttl, "open", queue, priority, budget)
 
     def answer(self, chunk: MemoryChunk, have: str) -> Claim:
         """What the child that leased a chunk is told."""

@@ -27,7 +27,8 @@ class Submission(NamedTuple):
 
 class Opening(NamedTuple):
     """What creates a job. ``ttl`` in ms; ``label`` is what ``jobs()`` shows; ``queue`` when it is not the default;
-    of two jobs on a queue the one of the higher ``priority`` is served first."""
+    of two jobs on a queue the one of the higher ``priority`` is served first; of the results at most ``budget`` bytes
+    are kept (0: all)."""
 
     sid: str
     meta: bytes
@@ -38,6 +39,7 @@ class Opening(NamedTuple):
     label: str
     queue: str = ""
     priority: int = 0
+    budget: int = 0
 
 
 class Submitted(NamedTuple):

@@ -15,6 +15,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..errors import ClusterError, ConnectionFailed, StoreFull
+from ..ordering import Ranges
 from . import keys
 from .beating import open_client
 from .connections import Connections
@@ -265,6 +266,14 @@ class RedisStore:
         state, pending, held, tickets, taken, oldest, *rest = self._call("peek", job, int(ranges))
         unreported = list(zip(rest[::2], rest[1::2], strict=True))
         return Peek(state.decode() if state else None, pending, held, tickets, taken, oldest, unreported)
+
+    def account(self, job: str) -> tuple[str, Ranges]:
+        """The id of the last entry of a job's stream, and the items that were reported until then."""
+        last, upto, stop, *rest = self._call("account", job)
+        reported = Ranges([(0, upto if stop < 0 else min(upto, stop))])
+        for lo, hi in zip(rest[::2], rest[1::2], strict=True):
+            reported.discard(lo, hi)
+        return last.decode(), reported
 
     def backlog(self) -> list[Backlog]:
         return [Backlog(*row) for row in self._call("backlog", "")]

@@ -155,10 +155,10 @@ end
 
 -- @script open
 -- ARGV: session, meta (sealed), function blob, max_running (0: no limit), detached (0/1), ttl ms, label, queue,
--- priority
+-- priority, bytes of results that are kept at most (0: no limit)
 if redis.call('EXISTS', J .. ':meta') == 1 then return 0 end
 redis.call('HSET', J .. ':meta', 'sid', ARGV[1], 'm', ARGV[2], 'max', ARGV[4], 'detached', ARGV[5],
-  'ttl', ARGV[6], 'queue', ARGV[8], 'priority', ARGV[9], 'state', 'open', 'serial', 0, 'taken', 0)
+  'ttl', ARGV[6], 'queue', ARGV[8], 'priority', ARGV[9], 'budget', ARGV[10], 'state', 'open', 'serial', 0, 'taken', 0)
 redis.call('PEXPIRE', J .. ':meta', ARGV[6])
 redis.call('SET', J .. ':f', ARGV[3], 'PX', ARGV[6])
 redis.call('HSET', P .. 'jobs', J, ARGV[7])
@@ -272,6 +272,15 @@ if from > c.at then return {'gap', stop_of(J), c.at} end
 if from == c.at and (count > 0 or ARGV[4] ~= '') then -- of no outcomes: what a running item wrote
   redis.call('XADD', J .. ':out', '*', 'd', ARGV[4])
   c.at = from + count
+  local budget = tonumber(redis.call('HGET', J .. ':meta', 'budget') or 0)
+  if budget > 0 then
+    local bytes = redis.call('HINCRBY', J .. ':meta', 'bytes', #ARGV[4])
+    while bytes > budget and redis.call('XLEN', J .. ':out') > 1 do
+      local oldest = redis.call('XRANGE', J .. ':out', '-', '+', 'COUNT', 1)[1]
+      redis.call('XDEL', J .. ':out', oldest[1])
+      bytes = redis.call('HINCRBY', J .. ':meta', 'bytes', -#oldest[2][2])
+    end
+  end
 end
 local stop, new_hi = stop_of(J), tonumber(ARGV[5])
 if stop >= 0 and stop < c.hi then c.hi = stop end
@@ -460,6 +469,19 @@ if ARGV[1] == '1' then
     answer[#answer + 1] = c.at
     answer[#answer + 1] = c.hi
   end
+end
+return answer
+
+-- @script account no-writes
+-- Returns {id of the stream's last entry, index of the first item not submitted, stop, unreported lo, hi, ...}: what
+-- was submitted below the stop and is not among these was reported until that entry.
+local upto = tonumber(redis.call('HGET', J .. ':meta', 'upto') or 0)
+local newest = redis.call('XREVRANGE', J .. ':out', '+', '-', 'COUNT', 1)[1]
+local answer = {newest and newest[1] or '0-0', upto, stop_of(J)}
+for _, id in ipairs(redis.call('HKEYS', J .. ':chunks')) do
+  local c = read_chunk(J, id)
+  answer[#answer + 1] = c.at
+  answer[#answer + 1] = c.hi
 end
 return answer
 

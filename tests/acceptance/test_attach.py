@@ -6,12 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from acceptance.hosts import Rig, remote
 from support import eventually
 
-from nbparallel import Cluster, JobCancelled, JobError, UsageError, attach, jobs, pmap
+from nbparallel import Cluster, Job, JobCancelled, JobError, ResultDropped, UsageError, attach, jobs, pmap
 from nbparallel.cluster.handle import RemoteCluster
 
 START = """
@@ -103,6 +104,14 @@ def test_a_job_of_a_living_client_can_be_watched(rig: tuple[Rig, RemoteCluster])
         assert other.communicate(timeout=20)[0].strip() == str(sum(range(60)))
 
 
+def test_a_job_of_this_process_is_shared(rig: tuple[Rig, RemoteCluster]) -> None:
+    """Whoever attaches to a job of the same client has that job: both handles give all results."""
+    job = pmap(lambda index: time.sleep(0.02) or index, range(60), session=rig[1])
+    next(iter(job))
+    other = attach(job.id, session=rig[1])
+    assert other.result(20) == job.result(20) == list(range(60))
+
+
 def test_jobs_are_listed(rig: tuple[Rig, RemoteCluster]) -> None:
     """``jobs()`` shows what runs and what has ended."""
     id = start(rig[0], "range(40)")
@@ -145,6 +154,85 @@ def test_gc_finds_dead_jobs() -> None:
             said = subprocess.run(command, env=rig.environ(), capture_output=True, text=True, check=True).stdout
             assert "1 dead jobs found" in said
             assert all(store.pttl(key) != -1 for key in store.keys(f"nbp:*{id}*"))
+
+
+# -- the budget of results ---------------------------------------------------------------------------------------------
+
+#: What the store keeps of a job's results in these tests, in bytes.
+BUDGET = 200_000
+
+LARGE = """
+import os, sys
+from nbparallel import pmap
+def large(index):
+    while index >= 60 and not os.path.exists({go!r}):
+        pass
+    return index.to_bytes(4, "little") * 2500
+job = pmap(large, range(100), chunks=5, progress=False, {options})
+print(job.id, flush=True)
+{then}
+"""
+
+
+@pytest.fixture(scope="module")
+def thrifty() -> Iterator[tuple[Rig, RemoteCluster]]:
+    """Two hosts that keep few results."""
+    with remote(kept_bytes=BUDGET) as both:
+        pmap(abs, [1], session=both[1]).result(10)
+        yield both
+
+
+def check_what_is_left(rig: Rig, job: Job[bytes]) -> None:
+    """Of the job's 100 results the newest are there; whoever asks for the others is told why they are not."""
+    with rig.server.client() as store:
+        assert BUDGET / 2 < (store.memory_usage(f"nbp:default:{job.id}.0:out", samples=0) or 0) < 2 * BUDGET
+    with pytest.raises(ResultDropped, match=r"item 0 left the store .* the last 200,000 bytes .* kept_bytes"):
+        job.result(20)
+    assert job.wait(20)
+    left = job.results_so_far()
+    assert 10 <= len(left) < 100
+    assert all(value[:4] == index.to_bytes(4, "little") for index, value in left.items())
+    came = {}
+    with pytest.raises(ResultDropped, match=rf"{100 - len(left)} results left the store"):
+        came.update(job.as_completed())
+    assert came == left
+    assert job.status == "done"
+    assert job[max(left)] == left[max(left)]
+
+
+def test_of_a_detached_jobs_results_the_newest_stay(thrifty: tuple[Rig, RemoteCluster], tmp_path: Path) -> None:
+    """Whoever attaches in the middle is told at once which results are gone, and gets all that come from then on."""
+    rig, cluster = thrifty
+    go = tmp_path / "go"
+    with rig.client(LARGE.format(go=str(go), options="detach=True", then="")) as client:
+        assert client.stdout
+        id = client.stdout.readline().strip()
+        assert client.wait(20) == 0
+    eventually(lambda: {info.id: info.left for info in jobs(session=cluster)}[id] == 40, 20)
+    job: Job[bytes] = attach(id, session=cluster)
+    with pytest.raises(ResultDropped, match="item 0 left the store"):
+        job[0]
+    assert job.status == "running"
+    go.touch()
+    assert job.wait(20)
+    assert set(range(60, 100)) <= set(job.results_so_far())
+    check_what_is_left(rig, job)
+    check_what_is_left(rig, attach(id, session=cluster))
+
+
+def test_what_its_client_has_leaves_the_store(thrifty: tuple[Rig, RemoteCluster], tmp_path: Path) -> None:
+    """The client of a job has every result, however small the budget; whoever attaches has the newest."""
+    rig, cluster = thrifty
+    then = "assert len(job.result()) == 100; print('read', flush=True); sys.stdin.read()"
+    with rig.client(LARGE.format(go=str(tmp_path), options="", then=then)) as client:
+        assert client.stdout
+        id = client.stdout.readline().strip()
+        assert client.stdout.readline() == "read\n"
+        eventually(lambda: {info.id: info.state for info in jobs(session=cluster)}[id] == "done", 20)
+        check_what_is_left(rig, attach(id, session=cluster))
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_job(rig: tuple[Rig, RemoteCluster]) -> None:

@@ -13,6 +13,7 @@ from contract.bench import EXPIRED, LONG, SID, Bench, memory_bench, server_bench
 from support import Server, free_port, running_server
 
 from nbparallel.errors import ClusterError, ConnectionFailed, NbparallelError, StoreFull
+from nbparallel.ordering import Ranges
 from nbparallel.store import keys
 from nbparallel.store.fake import MemoryStore
 from nbparallel.store.protocol import Opening
@@ -132,6 +133,25 @@ def test_a_ticket_that_comes_as_the_child_gives_up_is_taken(real: Bench, monkeyp
 
     monkeypatch.setattr(real.store._lines, "exchange", too_late)
     assert real.store.linger("child", SID, 5) == (real.job, "t0")
+
+
+# --- what was reported ----------------------------------------------------------------------------------------------
+
+
+def test_the_account_tells_what_was_reported_until_when(real: Bench) -> None:
+    """The last entry of the stream, and the items below the stop that were submitted and wait for nobody."""
+    assert isinstance(real.store, RedisStore)
+    assert real.store.account(real.job) == ("0-0", Ranges())
+    real.start((0, 4), (4, 8))
+    real.report("k0", 0, 3)
+    real.report("k1", 4, 4, finished=True)
+    last, reported = real.store.account(real.job)
+    assert last == real.store.read({real.job: "0"}, 0)[0][1][-1][0]
+    assert reported.runs == [(0, 3), (4, 8)]
+    real.store.stop(real.job, 2)
+    assert real.store.account(real.job)[1].runs == [(0, 2)]
+    real.store.stop(real.job, 0)
+    assert not real.store.account(real.job)[1]
 
 
 # --- a full server --------------------------------------------------------------------------------------------------

@@ -73,6 +73,18 @@ def test_trimming_deletes_what_was_consumed(bench: Bench) -> None:
     assert [entry for _, entry in later] == [b"entry 3"], "ids rise although the stream was empty"
 
 
+def test_above_the_budget_the_oldest_results_go(bench: Bench) -> None:
+    """A job that was opened with a budget keeps its newest entries within it, and the last one whatever its size."""
+    bench.start((0, 10), budget=100, detached=True)
+    for at in range(5):
+        bench.report("k0", at, 1, bytes([at]) * 40)
+    assert [entry[0] for entry in bench.entries] == [3, 4]
+    bench.report("k0", 5, 1, bytes([5]) * 400)
+    assert [entry[0] for entry in bench.entries] == [5]
+    bench.report("k0", 6, 1, bytes([6]) * 40)
+    assert [entry[0] for entry in bench.entries] == [6]
+
+
 @pytest.mark.parametrize("event", ["report", "wake", "submit", "verdict"])
 def test_a_read_that_waits_returns_at_an_event(bench: Bench, thread: ThreadPoolExecutor, event: str) -> None:
     """Whoever waits for outcomes is told at once of a report, a wake-up, and work for a new stream."""

@@ -349,3 +349,17 @@ def test_a_full_disk_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert in_order(results, 3) == [0, 10, 20]
     assert results.memory_bytes > 0 == results.spilled_bytes
     results.close()
+
+
+def test_what_was_gone_before_it_came_says_why(results: Results) -> None:
+    """Lost items count as received and raise the reason; what has its outcome is left, and a late one is ignored."""
+    results.add(block(4, 6))
+    results.lose(0, 8, "{} is gone for good")
+    assert results.received.first_missing() == 8
+    assert results.dropped.runs == [(0, 4), (6, 8)]
+    assert outcomes(results.get(4)) == [40, 50]
+    for ask in (results.ordered, results.get):
+        with pytest.raises(ResultDropped, match="result of item 7 is gone for good"):
+            ask(7)
+    assert results.add(block(0, 4)) == []
+    assert [(piece.lo, piece.hi) for piece in results.pieces()] == [(4, 6)]
