@@ -84,8 +84,9 @@ def cancel_once(rig: Rig, cluster: RemoteCluster, how: str, log: Path, rng: rand
         eventually(
             lambda: [key.rpartition(b":")[2] for key in store.keys(f"*{job.id}*")] == [b"meta"], 30, "a tombstone"
         )
-    signs = [float(line.split()[1]) for line in log.read_text().splitlines()]
-    return max(free, *signs) - cancelled
+    signs = [line.split() for line in log.read_text().splitlines()]
+    assert how == "C" or "end" in {word for word, _ in signs}, "finally blocks did not run"
+    return max(free, *(float(at) for _, at in signs)) - cancelled
 
 
 def measure(rig: Rig, cluster: RemoteCluster, how: str, count: int, directory: Path) -> list[float]:
