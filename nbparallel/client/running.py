@@ -154,9 +154,10 @@ class RunningJob(Feeding):
         with self.changed:
             return [] if self.ended else self._shelf.take_done()
 
-    def took(self, entries: Sequence[tuple[str, bytes]]) -> str:
+    def took(self, entries: Sequence[tuple[str, bytes]], given_up: bool) -> str:
         """These entries of the stream were received; the id up to which the store need not keep them, or ``""``."""
-        return self._kept.take(entries)
+        surplus = self._kept.take(entries)
+        return entries[-1][0] if given_up else surplus
 
     def delivered(self, piece: Piece) -> None:
         """The reader took a piece; for input without length this is what lets more of it be read."""

@@ -338,19 +338,17 @@ class Session:
             except Exception as error:  # must never end the thread that all jobs depend on
                 log.exception("an outcome could not be taken in")
                 job.fail(error)
-        surplus = job.took(entries)
         given_up = not job.ended and (not job.spec.keep or self.backend.embedded or self._memory >= TIGHT)
         try:
-            if done := job.take_done_blobs():
+            if not job.ended and (done := job.take_done_blobs()):
                 self.store.drop_blobs(key, done)
-            if not job.spec.detach and (given_up or surplus):
-                trims[key] = entries[-1][0] if given_up else surplus
+            if (last := job.took(entries, given_up)) and not job.spec.detach:
+                trims[key] = last
         except ClusterError as error:
             self.trouble(error)
 
     def _well(self) -> None:
-        with self._lock:
-            self._trouble_since = None
+        self._trouble_since = None
 
     # -- the keeper ----------------------------------------------------------------------------------------------------
 

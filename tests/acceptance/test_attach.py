@@ -165,7 +165,7 @@ LARGE = """
 import os, sys
 from nbparallel import pmap
 def large(index):
-    while index >= 60 and not os.path.exists({go!r}):
+    while index >= 85 and not os.path.exists({go!r}):
         pass
     return index.to_bytes(4, "little") * 2500
 job = pmap(large, range(100), chunks=5, progress=False, {options})
@@ -208,14 +208,14 @@ def test_of_a_detached_jobs_results_the_newest_stay(thrifty: tuple[Rig, RemoteCl
         assert client.stdout
         id = client.stdout.readline().strip()
         assert client.wait(20) == 0
-    eventually(lambda: {info.id: info.left for info in jobs(session=cluster)}[id] == 40, 20)
+    eventually(lambda: {info.id: info.left for info in jobs(session=cluster)}[id] == 15, 20)
     job: Job[bytes] = attach(id, session=cluster)
     with pytest.raises(ResultDropped, match="item 0 left the store"):
         job[0]
     assert job.status == "running"
     go.touch()
     assert job.wait(20)
-    assert set(range(60, 100)) <= set(job.results_so_far())
+    assert set(range(85, 100)) <= set(job.results_so_far())
     check_what_is_left(rig, job)
     check_what_is_left(rig, attach(id, session=cluster))
 
