@@ -203,7 +203,7 @@ def test_a_client_refuses_hostile_entries(monkeypatch: pytest.MonkeyPatch) -> No
         def feed(entry: bytes) -> None:
             logged.clear()
             with nothing_is_unpickled():
-                bench.session._take(key, [("0", entry)])
+                bench.session._take(key, [("0", entry)], {})
             assert [text[:7] for text in logged] == ["refused"]
             assert job.status == "running"
 
@@ -212,7 +212,7 @@ def test_a_client_refuses_hostile_entries(monkeypatch: pytest.MonkeyPatch) -> No
         # A good one that comes again and again counts once.
         bench.report(job, claim)
         for _ in range(100):
-            bench.session._take(key, [("0", good)])
+            bench.session._take(key, [("0", good)], {})
         eventually(lambda: job.snapshot().done == 2, 10)
         bench.work(1)
         assert ended(job)
