@@ -23,7 +23,7 @@ __all__ = ["live_jobs", "started", "waits_for"]
 
 
 #: Longest time, in seconds, for which an event loop sleeps while a cell awaits a job.
-HEARTBEAT = 0.1
+HEARTBEAT = 0.05
 #: ■ pressed again within this time, in seconds, is the same wish. It would only hit the kernel while that ends the
 #: cell: then the front end never hears of the end.
 SAME_PRESS = 0.5
@@ -38,6 +38,7 @@ class _Cell:
         self._shown_before: Any = getattr(sys, "last_value", None)
         self._beating: asyncio.TimerHandle | None = None
         self._deaf_until = 0.0
+        self._told: Any = None
         shell.events.register("pre_run_cell", self.begins)
         shell.events.register("post_run_cell", self.ended)
 
@@ -83,9 +84,20 @@ class _Cell:
                 job.cancel()
 
     def awaits(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The cell awaits a job."""
+        """The cell awaits a job: it is cancelled as soon as the loop hears ■, which ends the cell in its own way."""
         if self._beating is None:
             self.beat(loop)
+        kernels = signal.getsignal(signal.SIGINT)
+        ours = (self._told, self._interrupt, signal.default_int_handler)
+        if not hasattr(self.shell(), "kernel") or not callable(kernels) or kernels in ours:
+            return
+
+        def told(number: int, frame: Any) -> None:
+            loop.call_soon_threadsafe(self._cancel)  # not here: what was interrupted may hold a lock
+            kernels(number, frame)
+
+        self._told = told
+        signal.signal(signal.SIGINT, told)  # until the cell ends, when the kernel sets what was there before
 
 
 _started: weakref.WeakSet[RunningJob] = weakref.WeakSet()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import types
 from collections.abc import Iterator
@@ -40,6 +41,33 @@ def test_interrupt_is_heard_once(interrupts: None, monkeypatch: pytest.MonkeyPat
     waits._deaf_until = 0.0
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+def test_an_awaited_job_is_cancelled_before_the_kernel_ends_the_cell(interrupts: None) -> None:
+    """■ while an event loop sleeps: the jobs hear of it first, once, however many were awaited."""
+    heard: list[str] = []
+    here = Shell(kernel="kernel")
+    waits = cell._Cell(here)
+    job = types.SimpleNamespace(spec=types.SimpleNamespace(interrupt="cancel"), cancel=lambda: heard.append("job"))
+    kept = types.SimpleNamespace(spec=types.SimpleNamespace(interrupt="keep"), cancel=lambda: heard.append("kept"))
+    waits.jobs = [job, kept]  # type: ignore[assignment]
+
+    async def body() -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.create_future()
+
+        def kernels(number: int, frame: Any) -> None:
+            loop.call_soon_threadsafe(lambda: (heard.append("kernel"), end.set_result(None)))
+
+        signal.signal(signal.SIGINT, kernels)
+        waits.awaits(loop)
+        waits.awaits(loop)
+        signal.raise_signal(signal.SIGINT)
+        await end
+
+    waits.beat = lambda loop: None  # type: ignore[method-assign]
+    asyncio.run(body())
+    assert heard == ["job", "kernel"]
 
 
 def test_other_handlers_stay(interrupts: None) -> None:
