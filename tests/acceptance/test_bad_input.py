@@ -363,7 +363,10 @@ def test_bad_server(case: str) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("localhost:6379", "it must begin with redis://, rediss://, unix:// or sentinel://. It looks like redis://:password@"),
+        (
+            "localhost:6379",
+            "it must begin with redis://, rediss://, unix:// or sentinel://. It looks like redis://:password@",
+        ),
         ("http://me:hunter2@host", "'http://me:***@host' is not the URL of a Redis or Valkey"),
         ("redis://me:hun@ter2@host:port/0", "'redis://me:***@host:port/0' is not the URL"),
         ("redis://:hunter2@host/jobs", "its database must be a number, not 'jobs'"),
