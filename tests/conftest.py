@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,9 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("tests")
     for name in [name for name in os.environ if name.startswith("NBPARALLEL_")]:
         del os.environ[name]  # settings of the person who runs the tests must not change what they see
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # So does a shell that starts them in the background, and what they start would not hear Ctrl-C either.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
