@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Feeding"]
 
+#: Seconds that a call of ``pmap`` itself submits; workers may be so fast that there is credit for ever.
+START_SECONDS = 0.02
 #: Bytes of items that are encoded before they are sent: workers need not wait while more is prepared.
 FILL_BYTES = 128 << 10
 #: Most items that input without a length is read ahead of its reader, however short they are.
@@ -136,7 +139,7 @@ class Feeding(ABC):
     def start(self) -> None:
         """Submit what can be submitted at once; a thread does the rest."""
         if self.session.is_ready() and self._source.sliceable and not self.uses.waiting:
-            self._feed_once()
+            self._feed_once(START_SECONDS)
         with self.changed:
             if self.ended or self._is_fed():
                 return
@@ -174,13 +177,13 @@ class Feeding(ABC):
         if not (self.spec.keep and self.spec.sized):  # else retry() may go on with it
             self._source.close()
 
-    def _feed_once(self) -> None:
+    def _feed_once(self, seconds: float = math.inf) -> None:
         with self._pumping:
             pause = 0.05
             while True:
                 try:
                     self._recover()
-                    self._pump()
+                    self._pump(seconds)
                     return
                 except ClusterError as error:
                     self.session.trouble(error)
@@ -245,14 +248,17 @@ class Feeding(ABC):
         self._planner.observe_round_trip(way)
         return way
 
-    def _pump(self) -> None:
-        """Read and submit as long as there is credit."""
+    def _pump(self, seconds: float) -> None:
+        """Read and submit as long as there is credit, but not for much longer than that many seconds."""
+        until = time.monotonic() + seconds
         with self.changed:
             if self.state == "starting":
                 self.state = "running"
         self._place()
         while self._fill():
             self._send_patiently()
+            if time.monotonic() > until:
+                break
 
     def _place(self) -> None:
         """Have the shared values on the cluster that the job refers to."""

@@ -15,8 +15,8 @@ from unit.clientbench import LEASE, Backend, Bench, ended, failure
 from unit.workbench import KEY
 
 from nbparallel import envelope
+from nbparallel.client import feeding, shelf
 from nbparallel.client import running as module
-from nbparallel.client import shelf
 from nbparallel.client.backend import read_workers
 from nbparallel.client.job import Job
 from nbparallel.client.running import RunningJob
@@ -53,6 +53,14 @@ def cluster(bench: Bench) -> Bench:
 
 
 # --- feeding --------------------------------------------------------------------------------------------------------
+
+
+def test_a_call_returns_however_fast_the_workers_are(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With credit that never ends the caller sends some items, and a thread the rest."""
+    monkeypatch.setattr(feeding.Feeding, "_room", lambda self: 1_000)
+    job = bench.job(abs, range(10**12))
+    eventually(lambda: job._running._feeder is not None and job._running._read > 10_000)
+    job.cancel()
 
 
 @pytest.mark.parametrize("chunks", [1, 7, "auto"])
