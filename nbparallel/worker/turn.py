@@ -385,11 +385,8 @@ class Child:
             if not entry and new_hi < 0 and not finished:
                 return
             job, token = self._current
-
-            def call() -> Reported:
-                return self._store.report(job, token, lo, count, entry, new_hi=new_hi, finished=finished)
-
-            self._heed(run, self._persist(call, work=True))
+            report = partial(self._store.report, job, token, lo, count, entry, new_hi=new_hi, finished=finished)
+            self._heed(run, self._persist(report, work=True))
 
     def _finish(self, loaded: LoadedJob, ticket: str, run: ChunkRun, go_on: bool) -> Claim | None:
         """The last report of a chunk, in one round trip with the next claim if the turn goes on."""
@@ -402,7 +399,7 @@ class Child:
             job, token = self._current
             have = self._have(job)
             self._slot.words[slots.INDEX] = -1
-            self._serial += 1
+            serial, self._serial = self._serial, self._serial + 1
             next_token = make_token(self._stamp, self._serial)
             rest = self._linger_ms()
             linger = (self._stamp, _group(loaded), rest) if rest else None
@@ -412,7 +409,14 @@ class Child:
             )  # fmt: skip
 
             self._slot.child_claims(self._serial, job, ticket)
-            return self._persist(report_and_claim, work=True)[1]
+            try:
+                return report_and_claim()[1]
+            except ClusterError:
+                # A lease is renewed while the slot shows its token: what is finished comes first, and then the claim.
+                self._slot.child_claims(serial, job, ticket)
+                self._persist(partial(self._store.report, job, token, lo, count, entry, finished=True), work=True)
+                self._slot.child_claims(self._serial, job, ticket)
+                return self._persist(report_and_claim, work=True)[1]
 
     def _entry(self, run: ChunkRun) -> tuple[int, int, bytes]:
         block = run.take()

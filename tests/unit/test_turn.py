@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import operator
 import os
 import random
@@ -21,7 +22,7 @@ from support import eventually
 from unit.workbench import KEY, SID, Work, kinds, new_slot, settings
 
 from nbparallel import envelope, pickling, shared, wire
-from nbparallel.errors import ClusterError, ConnectionFailed, JobError, WireError
+from nbparallel.errors import ClusterError, ConnectionFailed, JobError, StoreFull, WireError
 from nbparallel.store import keys
 from nbparallel.store.depot import Depot
 from nbparallel.store.fake import MemoryStore
@@ -622,6 +623,34 @@ def test_no_outage_loses_or_doubles_an_outcome(make_child: MakeChild, seed: int)
         pytest.fail("the job does not end")
     assert sorted(work.outcomes()) == list(range(120))
     assert work.verdicts() == []
+
+
+def test_what_is_finished_is_held_until_it_is_reported(make_child: MakeChild, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slot shows the token of the chunk whose outcomes the store does not take, so that its lease is renewed."""
+    work = Work(lambda x: x)
+    child, _ = make_child(work.store, turn_seconds=60)
+    (ticket,) = work.submit(range(4), 2)
+    shown: list[tuple[str, str]] = []
+    report, report_and_claim = work.store.report, work.store.report_and_claim
+    answers = itertools.count()
+
+    def full_at_first(*given: Any, **named: Any) -> Any:
+        if next(answers) == 0:
+            raise StoreFull("no room")
+        monkeypatch.setattr(work.store, "report", report)
+        return report_and_claim(*given, **named)
+
+    def reporting(job: str, token: str, *given: Any, **named: Any) -> Any:
+        running = child._slot.running()
+        shown.append((token, running.token if running else ""))
+        return report(job, token, *given, **named)
+
+    monkeypatch.setattr(work.store, "report_and_claim", full_at_first)
+    monkeypatch.setattr(work.store, "report", reporting)
+    turn(child, work, ticket)
+    assert sorted(work.outcomes()) == list(range(4))
+    assert shown
+    assert all(token == held for token, held in shown)
 
 
 def test_a_verdict_waits_for_the_store(make_child: MakeChild) -> None:
