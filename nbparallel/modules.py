@@ -6,6 +6,7 @@ Receives module names from ``pickling``; tells it which of them must travel by v
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import sys
 import sysconfig
@@ -48,8 +49,13 @@ def is_local(name: str) -> bool:
 
 def source_file(module: ModuleType) -> str | None:
     """The Python source file that a module was imported from."""
+    path = _python_file(module)
+    return None if path is None else os.path.realpath(path)
+
+
+def _python_file(module: ModuleType) -> str | None:
     path = getattr(module, "__file__", None)
-    return os.path.realpath(path) if isinstance(path, str) and path.endswith(".py") else None
+    return path if isinstance(path, str) and path.endswith(".py") else None
 
 
 def _find_roots() -> tuple[str, ...]:
@@ -102,14 +108,15 @@ def is_stale(name: str) -> bool:
     is compiled (not run), and its functions, defaults and constants are compared with those in use.
     """
     module = sys.modules.get(name)
-    path = None if module is None else source_file(module)
+    path = None if module is None else _python_file(module)
     # Other loaders may change the code, as pytest's does to assertions.
     if module is None or path is None or not isinstance(getattr(module, "__loader__", None), SourceFileLoader):
         return False
     try:
         status = os.stat(path)
-        if status.st_mtime < _process_start() or _fresh.get(name) == (status.st_mtime_ns, status.st_size):
+        if status.st_mtime < _process_start(os.getpid()) or _fresh.get(name) == (status.st_mtime_ns, status.st_size):
             return False
+        path = os.path.realpath(path)
         with open(path, "rb") as file:
             tree = ast.parse(file.read(), path)
         code = compile(tree, path, "exec", dont_inherit=True)
@@ -124,10 +131,11 @@ def is_stale(name: str) -> bool:
     return False
 
 
-def _process_start() -> float:
+@functools.lru_cache(maxsize=1)  # each job asks; a fork has another number
+def _process_start(pid: int) -> float:
     """When this process began, seconds since the epoch; 0 when the system does not say."""
     try:
-        with open("/proc/self/stat") as file:
+        with open(f"/proc/{pid}/stat") as file:
             ticks = int(file.read().rpartition(")")[2].split()[19])
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, AttributeError, IndexError):  # pragma: no cover

@@ -185,9 +185,7 @@ def dump_function(function: Any) -> bytes:
             " To send a value once and use it in many jobs, write big = nbparallel.share(value) before, and big.value "
             "in the function; or make it inside the function."
         )
-    sources = json.dumps(_sources(pickler.codes)).encode()
-    sources += b" " * (-(8 + len(sources)) % ALIGNMENT)  # the frame starts aligned
-    data = b"".join((len(sources).to_bytes(8, "little"), sources, *parts))
+    data = b"".join((_encoded_sources(tuple(_sources(pickler.codes).items())), *parts))
     return shared.Pickled(data, cores) if cores else data
 
 
@@ -200,14 +198,9 @@ def load_function(view: Buffer) -> Any:
     view = memoryview(view).cast("B")
     end = 8 + int.from_bytes(view[:8], "little")
     try:
-        sources = json.loads(bytes(view[8:end]))
+        linecache.cache.update(_decoded_sources(bytes(view[8:end])))
     except ValueError:
-        sources = None
-    if not isinstance(sources, dict):
-        raise WireError("a function's bytes do not start with its sources")
-    for name, text in sources.items():
-        # Without a modification time linecache.checkcache keeps the entry though there is no such file.
-        linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
+        raise WireError("a function's bytes do not start with its sources") from None
     return load(view[end:])
 
 
@@ -257,6 +250,7 @@ class _Pickler(cloudpickle.Pickler):
         super().__init__(file, 5, out_of_band)
         self.local_by_value = local_by_value
         self.local: set[str] = set()
+        self.distant: set[str] = set()
         self.held: list[str] = []
         self.codes: dict[str, CodeType] = {}
         self.flags = 0
@@ -288,11 +282,16 @@ class _Pickler(cloudpickle.Pickler):
         """Note that something of this module is pickled; whether it goes by value."""
         if not self.local_by_value or not isinstance(name, str):
             return False
-        if name not in self.local and modules.is_local(name):
+        if name in self.distant:
+            return False
+        if name not in self.local:
+            if not modules.is_local(name):
+                self.distant.add(name)
+                return False
             self.local.add(name)
             if _hold_by_value(name):
                 self.held.append(name)
-        return name in self.local
+        return True
 
     def reduce_module(self, module: ModuleType) -> Any:
         name = module.__name__
@@ -390,6 +389,25 @@ def _refusal(obj: Any, what: str, error: Exception) -> SerializationError:
     if isinstance(error, UsageError):  # an object of ours, which says what is wrong with it
         return SerializationError(f"cannot pickle {what}: {error}")
     return SerializationError(culprit.explain(obj, what, error, lambda part: _frame(part, True)))
+
+
+#: The same function is often called again, and its file is long against itself.
+@functools.lru_cache(maxsize=4)
+def _encoded_sources(sources: tuple[tuple[str, str], ...]) -> bytes:
+    """Sources with their length in front, padded so that what follows starts aligned."""
+    data = json.dumps(dict(sources)).encode()
+    data += b" " * (-(8 + len(data)) % ALIGNMENT)
+    return len(data).to_bytes(8, "little") + data
+
+
+@functools.lru_cache(maxsize=4)
+def _decoded_sources(data: bytes) -> dict[str, tuple[int, None, list[str], str]]:
+    """The same as entries of linecache; raises ValueError when it is something else."""
+    sources = json.loads(data)
+    if not isinstance(sources, dict):
+        raise ValueError("no mapping")
+    # Without a modification time linecache.checkcache keeps an entry though there is no such file.
+    return {name: (len(text), None, text.splitlines(keepends=True), name) for name, text in sources.items()}
 
 
 def _name(function: Any) -> str:

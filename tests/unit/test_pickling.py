@@ -246,6 +246,17 @@ def test_methods_of_classes_bring_their_source() -> None:
     del linecache.cache[filename]
 
 
+def test_the_text_of_a_cell_that_ran_again_is_the_new_one() -> None:
+    """Sources are remembered; a function from an edited cell of the same name shows its own, and so does the old."""
+    filename = f"<cell-{next(numbers)}>"
+    texts = [f"def f(x):\n    return {number} // x\n" for number in (1, 2)]
+    packed = [dump_function(_compile(text, filename, {"__name__": "__main__"})["f"]) for text in texts]
+    for data, text in [*zip(packed, texts, strict=True)] * 2:
+        assert load_function(data)(1) == int(text[21])
+        assert "".join(linecache.getlines(filename)) == text
+    del linecache.cache[filename]
+
+
 def test_source_text_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Above the limit the function travels without its text."""
     filename = f"<cell-{next(numbers)}>"
