@@ -64,9 +64,9 @@ SHOWN = {
         r"1,000,000 numbers in \d+\.\d s",
         r"grew by \d\d? MB, and the store never held more than \d\d? MB",
         r"worker on cpu, io +worker on cpu, net",
-        r"thread 0 on cpu \(nbparallel\.turn\) +\d+ +\d+",
-        r"thread 1 on io \(nbparallel\.turn\) +\d+ +0",
-        r"thread 2 on net \(nbparallel\.turn\) +0 +\d+",
+        r"thread [0369] on cpu \(nbparallel\.turn\) +\d+ +\d+",
+        r"thread [147] on io \(nbparallel\.turn\) +\d+ +0",
+        r"thread [258] on net \(nbparallel\.turn\) +0 +\d+",
     ],
     "07-messaging-benchmark": [
         r"raw Redis +2000 +\d+\.\d+ +1 +73",
