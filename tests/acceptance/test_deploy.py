@@ -1,4 +1,4 @@
-"""The README's systemd unit and the Dockerfile, as far as they run without a service manager."""
+"""The README's systemd unit and container, as far as they run without a service manager."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from support import unavailable
 
 from nbparallel import pmap
 
-ROOT = Path(__file__).parents[2]
-UNIT = (ROOT / "README.md").read_text().partition("```ini\n")[2].partition("```")[0]
+README = (Path(__file__).parents[2] / "README.md").read_text()
+UNIT, CONTAINER = (README.partition(f"```{kind}\n")[2].partition("```")[0] for kind in ("ini", "dockerfile"))
 PROGRAM = "/opt/nbparallel/bin/nbparallel"
 
 
@@ -54,7 +54,7 @@ def test_the_units_command(place: Elsewhere) -> None:
 
 def test_the_containers_entry() -> None:
     """The container's command is one of ours, and its Python one that we support."""
-    steps = dict(re.findall(r"^([A-Z]+) (.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
+    steps = dict(re.findall(r"^([A-Z]+) (.*)$", CONTAINER, re.MULTILINE))
     assert steps["ENTRYPOINT"] == '["nbparallel", "worker"]'
     assert re.fullmatch(r"python:3\.1\d-slim", steps["FROM"])
     assert "pip install" in steps["RUN"]
