@@ -7,6 +7,7 @@ becomes a handle again, whose value ``worker/sharing.py`` fetches, once.
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +30,8 @@ __all__ = [
     "noting",
     "shown",
 ]
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -270,8 +273,8 @@ def load(cores: Iterable[Core]) -> None:
         try:
             if not core.there:
                 _load(core)
-        except Exception:
-            continue
+        except Exception as error:  # the item asks again, and has the error
+            log.debug("a shared value could not be fetched ahead: %s", error)
 
 
 def loaded() -> list[str]:
