@@ -231,7 +231,7 @@ def _defaults(body: Iterable[ast.stmt], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _constants(body: list[ast.stmt]) -> list[tuple[str, Any]]:
-    """Names that are bound once at the top, to a literal."""
+    """Names that are bound once at the top, to a literal; not to an empty one, which is there to be filled."""
     found: dict[str, list[Any]] = {}
     for node in body:
         if isinstance(node, ast.Assign):
@@ -243,4 +243,8 @@ def _constants(body: list[ast.stmt]) -> list[tuple[str, Any]]:
         for target in targets:
             if isinstance(target, ast.Name):
                 found.setdefault(target.id, []).append(_literal(node.value))
-    return [(name, values[0]) for name, values in found.items() if len(values) == 1 and values[0] is not _UNKNOWN]
+    return [
+        (name, values[0])
+        for name, values in found.items()
+        if len(values) == 1 and values[0] is not _UNKNOWN and values[0] not in ([], {})
+    ]

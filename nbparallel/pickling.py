@@ -15,6 +15,7 @@ import inspect
 import io
 import json
 import linecache
+import mmap
 import os
 import pickle
 import struct
@@ -42,6 +43,7 @@ __all__ = [
     "encode_columns",
     "load",
     "load_function",
+    "shares_memory",
     "versions",
 ]
 
@@ -115,6 +117,12 @@ def load(view: Buffer) -> Any:
     if flags & HAS_CLASSES:
         return _Unpickler(io.BytesIO(body), buffers=buffers).load()
     return pickle.loads(body, buffers=buffers)
+
+
+def shares_memory(view: bytes | memoryview) -> bool:
+    """Whether what ``load`` makes of a frame lies, for its most part, in the frame's own mapped memory."""
+    view = memoryview(view)
+    return isinstance(view.obj, mmap.mmap) and not view.readonly and 2 * _HEAD.unpack_from(view)[0] < view.nbytes
 
 
 def encode_columns(columns: Sequence[Sequence[Any]], first: int = 0) -> list[Buffer]:

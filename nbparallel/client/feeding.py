@@ -22,6 +22,7 @@ from ..planning import Planner
 from ..remote import capture, short_repr
 from ..shared import noting
 from ..store import keys
+from ..store.depot import Depot
 from ..store.protocol import Opening, Submission, Submitted
 from .meter import Meter
 from .outbox import SUBMIT_BYTES, SUBMIT_CHUNKS, Outbox
@@ -61,7 +62,7 @@ class Feeding(ABC):
         self.failure: BaseException | None = None
         self.total = source.total
         self.stop_at: int | None = None
-        self.results = Results(spec.keep, session.settings.result_bytes, pickling.load)
+        self.results = Results(spec.keep, session.settings.result_bytes, pickling.load, self._room_for)
         self._source = source
         self._exhausted = False
         self._planner = Planner(spec.chunks, source.total, session.settings.chunk_seconds)
@@ -240,6 +241,11 @@ class Feeding(ABC):
         most, text = spec.max_running, json.dumps(label)
         budget = session.settings.kept_bytes if spec.detach else 0  # else the client gives up what it has received
         return Opening(session.sid, meta, function, most, spec.detach, ttl, text, queue, spec.priority, budget)
+
+    def _room_for(self, body: bytes | memoryview) -> int:
+        """Bytes of results like this one that may stay where workers left them."""
+        depot = self.session.depot
+        return depot.room() if isinstance(depot, Depot) and pickling.shares_memory(body) else 0
 
     def _measure_way(self) -> float:
         """Tell the planner how far the store is, for us or for the farthest worker; that many seconds."""

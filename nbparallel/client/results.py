@@ -1,13 +1,12 @@
 """What became of a job's items: the collector hands in Blocks, the Job's readers take Pieces out.
 
 Outcomes stay encoded, block by block, until somebody reads them, so that an item costs its bytes and no object.
-Above a limit the bytes move to a file that has no name, and so is gone with the process, however it ends.
+Above a limit the bytes move to a file that has no name, and so is gone with the process, however it ends. Arrays that
+are mapped, and so shared with whoever was handed them, stay as long as there is room where they lie.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 import threading
 import weakref
 from array import array
@@ -16,16 +15,20 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from operator import attrgetter
 from types import MappingProxyType
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import NbparallelError, ResultDropped, SerializationError, WireError
 from ..model import Block, ErrorRecord
 from ..ordering import Ranges, runs_of
+from .spill import SpillFile
 
 __all__ = ["Failure", "Piece", "Results"]
 
 #: Decodes a block's body into the list of its values.
 Decode = Callable[["bytes | memoryview"], "list[Any]"]
+
+#: Bytes that bodies like this one may take where they lie; 0 for one that is in our own memory.
+Room = Callable[["bytes | memoryview"], int]
 
 #: Bodies that are kept decoded for random access.
 _CACHED_BODIES = 8
@@ -55,51 +58,10 @@ class Failure(NamedTuple):
 _NO_ERRORS: Mapping[int, Failure] = MappingProxyType({})
 
 
-class _SpillFile:
-    """A nameless temporary file of bodies; closed when nobody refers to it any more."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._lock = threading.Lock()
-        self.size = 0
-
-    def append(self, data: bytes | memoryview) -> int:
-        """Write the bytes and return their offset."""
-        view = memoryview(data).cast("B")
-        with self._lock:
-            offset = end = self.size
-            while view:
-                written = os.pwrite(self._file.fileno(), view, end)
-                view, end = view[written:], end + written
-            self.size = end
-        return offset
-
-    def read(self, offset: int, size: int) -> bytes:
-        # Under the lock: a file closed meanwhile could give its descriptor's number, and so its bytes, to another.
-        with self._lock:
-            if self._file.closed:
-                raise ResultDropped("the results of this job were closed")
-            parts = []
-            while size:  # one read returns at most 2 GiB
-                part = os.pread(self._file.fileno(), size, offset)
-                if not part:
-                    raise WireError("the file of results that were moved out of memory was cut short")
-                parts.append(part)
-                offset, size = offset + len(part), size - len(part)
-            return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def close(self) -> None:
-        with self._lock:
-            self._file.close()
-
-    def __del__(self) -> None:
-        self._file.close()
-
-
 class _Body:
     """The encoded values of one block, in memory or in a spill file, and where and when they were made."""
 
-    __slots__ = ("attempt", "count", "data", "file", "offset", "seconds", "size", "started", "used", "worker")
+    __slots__ = ("attempt", "count", "data", "file", "mapped", "offset", "seconds", "size", "started", "used", "worker")
 
     def __init__(self, block: Block) -> None:
         data = block.body
@@ -111,10 +73,11 @@ class _Body:
         self.seconds = array("d", block.seconds)
         self.size = memoryview(data).nbytes
         self.used = 0  # items of it that pieces of Results still refer to
-        self.file: _SpillFile | None = None
+        self.file: SpillFile | None = None
         self.offset = 0
+        self.mapped = False
 
-    def spill(self, file: _SpillFile) -> None:
+    def spill(self, file: SpillFile) -> None:
         assert self.data is not None
         self.offset = file.append(self.data)
         self.file = file
@@ -274,23 +237,24 @@ class Results:
         keep: whether outcomes stay after they were handed out; else ``drop`` forgets them.
         limit_bytes: encoded bodies above it, all together, go to disk.
         decode: makes a list of values of a body, as ``pickling.load`` does. A body may be decoded more than once.
+        room: for bodies whose values share their memory: to copy them to disk would free nothing that is in use.
 
     Attributes:
         received: indexes that have an outcome, dropped ones included.
         dropped: indexes whose outcome was forgotten.
         errors: index → failure, of every failed item (of the dropped ones only some).
         memory_bytes: size of the bodies in memory.
+        mapped_bytes: size of those that are mapped.
         spilled_bytes: size of the bodies on disk.
     """
 
-    def __init__(self, keep: bool, limit_bytes: int, decode: Decode) -> None:
+    def __init__(self, keep: bool, limit_bytes: int, decode: Decode, room: Room = lambda body: 0) -> None:
         self.received = Ranges()
         self.dropped = Ranges()
         self.errors: dict[int, Failure] = {}
-        self.memory_bytes = 0
-        self.spilled_bytes = 0
+        self.memory_bytes = self.mapped_bytes = self.spilled_bytes = 0
         self._keep = keep
-        self._limit = limit_bytes
+        self._limit, self._room = limit_bytes, room
         self._decoder = _Decoder(decode)
         self._pieces: list[Piece] = []  # by index; they never overlap
         self._arrivals: list[Piece] = []  # the same ones by position
@@ -299,8 +263,8 @@ class Results:
         self._why = _DROPPED
         self._attempts: dict[int, int] = {}  # of reset items: the lowest attempt that counts
         self._closed = False
-        self._file: _SpillFile | None = None
-        self._files: weakref.WeakSet[_SpillFile] = weakref.WeakSet()
+        self._file: SpillFile | None = None
+        self._files: weakref.WeakSet[SpillFile] = weakref.WeakSet()
 
     def add(self, block: Block, skip: Collection[int] = ()) -> list[tuple[int, int]]:
         """Take in a block; returns the runs [lo, hi) of items that had no outcome before.
@@ -405,7 +369,7 @@ class Results:
         self._file = None
         for file in list(self._files):
             file.close()
-        self.memory_bytes = self.spilled_bytes = 0
+        self.memory_bytes = self.mapped_bytes = self.spilled_bytes = 0
 
     def _current(self, block: Block, skip: Collection[int]) -> list[tuple[int, int]]:
         # The block without items to skip, and those that were reset since it was sent.
@@ -455,6 +419,11 @@ class Results:
         return removed
 
     def _store(self, body: _Body) -> None:
+        assert body.data is not None
+        if (room := self._room(body.data)) and self.mapped_bytes + body.size <= room:
+            body.mapped = True
+            self.mapped_bytes += body.size
+            return
         if self.memory_bytes + body.size > self._limit:
             try:
                 body.spill(self._spill_file())
@@ -465,16 +434,18 @@ class Results:
                 return
         self.memory_bytes += body.size
 
-    def _spill_file(self) -> _SpillFile:
+    def _spill_file(self) -> SpillFile:
         if self._file is None or self._file.size >= _SPILL_FILE_BYTES:
-            self._file = _SpillFile(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115  (_SpillFile closes it)
+            self._file = SpillFile()
             self._files.add(self._file)
         return self._file
 
     def _release(self, body: _Body, count: int) -> None:
         body.used -= count
         if not body.used:
-            if body.file is None:
+            if body.mapped:
+                self.mapped_bytes -= body.size
+            elif body.file is None:
                 self.memory_bytes -= body.size
             else:
                 self.spilled_bytes -= body.size

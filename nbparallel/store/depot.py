@@ -21,6 +21,8 @@ __all__ = ["Depot"]
 _NAME = re.compile(r"[0-9a-f]{24}")
 #: Smaller blobs are read: to map one, and to unmap it from processes that run on several cores, costs more.
 MAPPED_BYTES = 1 << 20
+#: Mapped bodies of one reader take at most this share of what is free beside them.
+SPARE = 1 / 8
 #: Buffers that one ``writev`` takes.
 _MOST_BUFFERS = 512
 
@@ -101,6 +103,11 @@ class Depot:
         if not keep:
             self.drop(name)
         return memoryview(held)
+
+    def room(self) -> int:
+        """Bytes that one reader may well leave mapped."""
+        space = os.statvfs(self._path)
+        return int(space.f_bavail * space.f_frsize * SPARE)
 
     def drop(self, name: str) -> None:
         """Remove a blob; those who have it mapped keep it."""

@@ -217,6 +217,19 @@ def test_pstarmap(cluster: Cluster) -> None:
     assert [result.type_name for result in results[1:3]] == ["TypeError", "TypeError"]  # type: ignore[attr-defined]
 
 
+def test_large_arrays_stay_where_they_are() -> None:
+    """Results in shared memory are not copied to disk, though they are more than the client keeps of others."""
+    numpy = imported("numpy")
+    with Cluster(workers=1, result_bytes=1000) as own:
+        job = pmap(lambda i: numpy.full(1 << 18, i), range(8), session=own, progress=False)
+        assert [array.sum() for array in job] == [i << 18 for i in range(8)]
+        text = pmap(lambda i: f"{i}" * 3_000_000, range(2), session=own, progress=False)
+        assert [len(value) for value in text] == [3_000_000] * 2
+        assert job._running.results.mapped_bytes > 16_000_000
+        assert text._running.results.spilled_bytes > 6_000_000
+        assert job._running.results.spilled_bytes == text._running.results.mapped_bytes == 0
+
+
 def test_numpy_arrays(cluster: Cluster) -> None:
     """An array is its rows; arrays go and come whole."""
     numpy = imported("numpy")

@@ -262,6 +262,16 @@ def test_constants_set_by_the_user_do_not_count(project: Project) -> None:
     assert not modules.is_stale("set_local")
 
 
+def test_lists_that_fill_up_do_not_count(project: Project) -> None:
+    """A module that keeps something in a list or dictionary of its own was not edited for that."""
+    project.write("filling_local.py", f"{HELPERS}\nCACHE = {{}}\nSEEN = []\n")
+    module = project.load("filling_local")
+    module.CACHE[1] = module.SEEN.append(2)  # type: ignore[attr-defined]
+    assert not modules.is_stale("filling_local")
+    project.write("filling_local.py", f"{HELPERS.replace('x * 2', 'x * 3')}\nCACHE = {{}}\nSEEN = []\n")
+    assert modules.is_stale("filling_local")
+
+
 def test_process_start_is_about_right() -> None:
     """The start of a process is known to a fraction of a second."""
     code = (

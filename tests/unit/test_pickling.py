@@ -7,6 +7,7 @@ import gc
 import importlib
 import itertools
 import linecache
+import mmap
 import os
 import pickle
 import subprocess
@@ -540,3 +541,15 @@ def test_protocols_go_together_within_their_ranges(
     monkeypatch.setattr(pickling, "OLDEST_PROTOCOL", 3)
     said = pickling.check_versions((*pickling.versions()[:2], *theirs), "worker w1")
     assert said == message if message is None else (said or "").startswith(message)
+
+
+def test_arrays_share_the_memory_of_a_mapped_frame(tmp_path: Path) -> None:
+    """Of mapped frames it is known whether what is loaded lies in them."""
+    for value, shares in ((np.arange(1000.0), True), ([bytes(3000), np.arange(1000)[:10]], False)):
+        path = tmp_path / f"{shares}"
+        path.write_bytes(pickling.dump(value))
+        with open(path, "rb") as file:
+            mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+        assert pickling.shares_memory(mapped) is shares
+        assert not pickling.shares_memory(mapped.toreadonly())
+        assert not pickling.shares_memory(memoryview(bytearray(mapped)))

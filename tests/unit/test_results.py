@@ -324,6 +324,19 @@ def test_spill_files_end_with_what_they_hold(monkeypatch: pytest.MonkeyPatch) ->
     assert files_open() == before
 
 
+def test_what_is_shared_stays_while_there_is_room() -> None:
+    """Bodies that have room where they lie count for themselves; those beyond it are treated like all others."""
+    results = Results(False, 0, pickle.loads, lambda body: 6000 if len(body) > 1000 else 0)
+    for index, size in enumerate((2000, 2000, 10, 3000)):
+        results.add(Block(index, 1, memoryview(pickle.dumps([bytes(size)]))))
+    assert 4000 < results.mapped_bytes < 5000
+    assert 3000 < results.spilled_bytes < 3200
+    for index in range(4):
+        results.drop(results.get(index))
+    assert results.mapped_bytes == results.spilled_bytes == results.memory_bytes == 0
+    results.close()
+
+
 def test_memory_is_free_again_when_the_last_part_goes() -> None:
     """A body counts as long as a part of it is there."""
     results = Results(False, 1 << 20, pickle.loads)
