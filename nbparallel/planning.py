@@ -135,7 +135,21 @@ class Planner:
         """Most items that may be submitted and not received."""
         slots = max(slots, 1)
         size = self._fixed or self._automatic(slots, None)
-        waiting = slots  # chunks in the store, beyond the one that each slot runs
+        # What runs may be chunks that were sized before anything was known, and larger than those of now.
+        return int(slots * max(size, self._running)) + size * self._waiting(slots, size)
+
+    def refill(self, slots: int) -> int:
+        """Items for which there should be room before more are read: as many as leave a chunk a slot in the store.
+
+        A call of the store for each chunk would cost the client more than all else.
+        """
+        slots = max(slots, 1)
+        size = self._fixed or self._automatic(slots, None)
+        return max(1, size * (self._waiting(slots, size) - slots))
+
+    def _waiting(self, slots: int, size: int) -> int:
+        """Chunks in the store, beyond the one that each slot runs."""
+        waiting = slots
         if self._item_seconds is not None:
             seconds, way = size * self._item_seconds, TRIPS * self._round_trip
             # Little, so that a cancel or another job finds little; enough to bridge the way to the client and back,
@@ -145,8 +159,7 @@ class Planner:
                 waiting = max(waiting, min(math.ceil(slots * max(WAITING_LEAST, way) / seconds), WAITING_CHUNKS))
             if self._item_bytes:
                 waiting = min(waiting, max(slots, int(WAITING_BYTES / (size * self._item_bytes))))
-        # What runs may be chunks that were sized before anything was known, and larger than those of now.
-        return int(slots * max(size, self._running)) + size * waiting
+        return waiting
 
     def _automatic(self, slots: int, left: int | None) -> int:
         size = self._first(slots)

@@ -121,7 +121,7 @@ class _Run:
         self.fresh = slots  # slots that have not reported anything
         self.read = self.received = self.chunks = self.claims = 0
         self.first = 0.0
-        self.busy = False  # the client
+        self.busy = self.filling = False  # the client
 
     def run(self) -> Simulation:
         now = 0.0
@@ -147,8 +147,13 @@ class _Run:
     def fill(self, now: float) -> None:
         """The client submits a chunk if the planner's window has room, and looks again when that is done."""
         total = len(self.durations)
-        if self.busy or self.read == total or self.read - self.received >= self.planner.window(self.slots):
+        if self.busy or self.read == total:
             return
+        room = self.planner.window(self.slots) - (self.read - self.received)
+        if room < (1 if self.filling else self.planner.refill(self.slots)):
+            self.filling = False
+            return
+        self.filling = True
         left = total - self.read
         size = min(self.planner.next_size(self.slots, left if self.sized else None), left)
         lo, hi = self.read, self.read + size

@@ -93,7 +93,7 @@ class Feeding(ABC):
     @property
     def full(self) -> bool:
         """Whether no more of the input is read until somebody takes results."""
-        return not self.spec.keep and self._read == len(self.results.received) and self._room() <= 0
+        return not self.spec.keep and self._read == len(self.results.received) and not self._may_read_on()
 
     def on_change(self, call: Callable[[], None]) -> None:
         """Call once, from whatever thread, when something of the job changes; the condition must be held."""
@@ -169,7 +169,7 @@ class Feeding(ABC):
             self.fail(error)
         while True:
             with self.changed:
-                while not (self.ended or self._is_fed() or self._lost or self._room() > 0):
+                while not (self.ended or self._is_fed() or self._lost or self._may_read_on()):
                     self.changed.wait()
                 if self.ended or self._is_fed():
                     self._feeder = None
@@ -202,9 +202,18 @@ class Feeding(ABC):
     def _outstanding(self) -> int:
         return self._read - (self._delivered if not self.spec.keep else len(self.results.received))
 
-    def _room(self) -> int:
+    def _may_read_on(self) -> bool:
+        """Whether there is room for so much that reading and sending it is worth a call."""
         if self.spec.detach:
-            return 1  # all of it is handed over
+            return True  # all of it is handed over
+        window = self._window()
+        least = min(self._planner.refill(self.session.slots(self.spec.queue)), window // 2)
+        return window - self._outstanding() >= max(1, least)
+
+    def _room(self) -> int:
+        return 1 if self.spec.detach else self._window() - self._outstanding()
+
+    def _window(self) -> int:
         window = self._planner.window(self.session.slots(self.spec.queue))
         if not self.spec.sized:
             window = min(window, READ_AHEAD)
@@ -212,7 +221,7 @@ class Feeding(ABC):
                 window = min(
                     window, int(READ_AHEAD_BYTES / self._outcome_bytes) + 2 * self.session.slots(self.spec.queue)
                 )
-        return window - self._outstanding()
+        return window
 
     def _opening(self) -> Opening | None:
         """What announces the job to the store, once an epoch."""

@@ -64,8 +64,12 @@ class Driver:
         items = self._items[1][:count] if count else self._items[1]
         gc.collect()
         function = chosen.function
+        given = [list(column) for column in zip(*items, strict=True)] if chosen.columns else items
+        plain, tuned = self._peer.map, self._peer.map_best
+        if chosen.columns:
+            plain, tuned = self._peer.map_columns, self._peer.map_columns_best
         started = time.perf_counter()
-        results = self._peer.map_best(function, items, chunk) if best else self._peer.map(function, items)
+        results = tuned(function, given, chunk) if best else plain(function, given)
         seconds = time.perf_counter() - started
         if not count and not chosen.check(items, results):
             raise ValueError("wrong results")

@@ -63,9 +63,11 @@ class _Store:
     def __init__(self, cluster: Cluster) -> None:
         self._redis = redis.Redis.from_url(cluster._backend._cluster.store_url)
 
-    def calls(self) -> int:
-        stats: Any = self._redis.info("commandstats")
-        return sum(stats.get(name, {"calls": 0})["calls"] for name in _CALLS)
+    def calls(self) -> tuple[int, int]:
+        """Commands of ours so far, and how often the server read some that came together from anybody."""
+        commands: Any = self._redis.info("commandstats")
+        stats: Any = self._redis.info("stats")
+        return sum(commands.get(name, {"calls": 0})["calls"] for name in _CALLS), int(stats["total_reads_processed"])
 
     def connections(self) -> int:
         clients: Any = self._redis.info("clients")
@@ -126,14 +128,15 @@ def by_workers(counts: list[int]) -> list[dict[str, float]]:
             seconds = time.perf_counter() - started
             done.set()
             watcher.join()
-            calls, after = store.calls() - calls, processes.cpu()
+            (commands, trips), after = store.calls(), processes.cpu()
             rows.append(
                 {
                     "workers": count,
                     "start": first,
                     "busy": _CHUNKS * length / seconds,
                     "rate": chunks / seconds,
-                    "calls": calls / chunks,
+                    "calls": (commands - calls[0]) / chunks,
+                    "trips": (trips - calls[1]) / chunks,
                     "connections": connections[0],
                     **{f"cpu {role}": (after[role] - before[role]) / chunks for role in ROLES},
                     **{

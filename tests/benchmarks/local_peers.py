@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .peer import Function, Peer
@@ -22,6 +22,9 @@ class PlainLoop(Peer):
 
     def map(self, function: Function, items: Sequence[Any]) -> Sequence[Any]:
         return [function(item) for item in items]
+
+    def map_columns(self, function: Callable[..., Any], columns: Sequence[Sequence[Any]]) -> Sequence[Any]:
+        return list(map(function, *columns))
 
     def stream(self, function: Function, items: Sequence[Any]) -> Iterator[Any]:
         return map(function, items)
@@ -49,8 +52,12 @@ class Nbparallel(Peer):
         results: Sequence[Any] = self._map(function, items).result()
         return results
 
-    def _map(self, function: Function, items: Sequence[Any]) -> Any:
-        return self._nbparallel.pmap(function, items, session=self._cluster, progress=False)
+    def map_columns(self, function: Callable[..., Any], columns: Sequence[Sequence[Any]]) -> Sequence[Any]:
+        results: Sequence[Any] = self._map(function, *columns).result()
+        return results
+
+    def _map(self, function: Callable[..., Any], *columns: Sequence[Any]) -> Any:
+        return self._nbparallel.pmap(function, *columns, session=self._cluster, progress=False)
 
     def captured(self, array: Any, items: Sequence[int]) -> Sequence[float]:
         return self.map(lambda index: float(array[index]), items)
@@ -93,6 +100,14 @@ class Pool(Peer):
 
     def map_best(self, function: Function, items: Sequence[Any], chunk: int) -> Sequence[Any]:
         return self._pool.map(function, items, chunksize=chunk)
+
+    def map_columns(self, function: Callable[..., Any], columns: Sequence[Sequence[Any]]) -> Sequence[Any]:
+        return self._pool.starmap(function, zip(*columns, strict=True))
+
+    def map_columns_best(
+        self, function: Callable[..., Any], columns: Sequence[Sequence[Any]], chunk: int
+    ) -> Sequence[Any]:
+        return self._pool.starmap(function, zip(*columns, strict=True), chunksize=chunk)
 
     def captured_best(self, array: Any, items: Sequence[int]) -> Sequence[float]:
         return _forked(array, lambda: self._make(self.workers), items)
@@ -150,6 +165,14 @@ class Futures(Peer):
 
     def map_best(self, function: Function, items: Sequence[Any], chunk: int) -> Sequence[Any]:
         return list(self._pool.map(function, items, chunksize=chunk))
+
+    def map_columns(self, function: Callable[..., Any], columns: Sequence[Sequence[Any]]) -> Sequence[Any]:
+        return list(self._pool.map(function, *columns))
+
+    def map_columns_best(
+        self, function: Callable[..., Any], columns: Sequence[Sequence[Any]], chunk: int
+    ) -> Sequence[Any]:
+        return list(self._pool.map(function, *columns, chunksize=chunk))
 
     def captured_best(self, array: Any, items: Sequence[int]) -> Sequence[float]:
         return _forked(array, lambda: self._make(self.workers), items)

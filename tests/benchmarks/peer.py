@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from .workloads import Captured
+from .workloads import Captured, Star
 
 __all__ = ["Function", "Peer", "batches", "run_batch"]
 
@@ -46,6 +46,16 @@ class Peer(ABC):
     def map_best(self, function: Function, items: Sequence[Any], chunk: int) -> Sequence[Any]:
         """All results in order, with chunks of so many items."""
         raise NotImplementedError(f"{self.name} has no better setting")
+
+    def map_columns(self, function: Callable[..., Any], columns: Sequence[Sequence[Any]]) -> Sequence[Any]:
+        """All results of a function of several arguments, with the defaults."""
+        return self.map(Star(function), list(zip(*columns, strict=True)))
+
+    def map_columns_best(
+        self, function: Callable[..., Any], columns: Sequence[Sequence[Any]], chunk: int
+    ) -> Sequence[Any]:
+        """The same with chunks of so many items."""
+        return self.map_best(Star(function), list(zip(*columns, strict=True)), chunk)
 
     def captured(self, array: Any, items: Sequence[int]) -> Sequence[float]:
         """Values of a large array that the function carries along, as one would write it first."""

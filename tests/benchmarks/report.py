@@ -228,19 +228,20 @@ def _growth(run: Run) -> str:
     for row in run.growth["workers"]:
         cells = [f"{row['workers']:.0f}", f"{row['start']:.2f}", f"{row['busy']:.3f}", f"{row['rate']:.0f}"]
         cells += [f"{row[f'cpu {role}'] * 1e3:.3f}" for role in ("client", "parent", "server", "child")]
-        cells += [f"{row['calls']:.2f}", f"{row['connections']:.0f}"]
+        cells += [f"{row['calls']:.2f}", f"{row['trips']:.2f}", f"{row['connections']:.0f}"]
         cells += [_megabytes(row[f"memory {role}"]) for role in ("client", "parent", "server", "child")]
         rows.append(cells)
     head = ["workers", "start, s", "busy", "chunks/s", "client", "parent", "server", "child"]
-    head += ["store commands", "connections", "MB client", "parent", "server", "all children"]
+    head += ["store commands", "round trips", "connections", "MB client", "parent", "server", "all children"]
     return "\n\n".join(
         [
             "## Growth of nbparallel",
             "A generator of additions, two workers; memory above what there was before:",
             _table(["items", "s (best of 3)", "client, MB", "server, MB"], items),
             "Workers that sleep: chunks of one item of 50 ms, 60 for each. Busy: the share of the workers' time that "
-            "was spent in items. CPU in ms a chunk, store commands a chunk (a report and the next claim are two in one "
-            "round trip), memory with shared pages divided:",
+            "was spent in items. CPU in ms a chunk, store commands a chunk (a report and the next claim are two), "
+            "round trips a chunk (all that the server read at once, the broker's messages and heartbeats included), "
+            "memory with shared pages divided:",
             _table(head, rows),
             thousand_workers(run.growth["workers"], Planner().chunk_seconds(1000)),
         ]

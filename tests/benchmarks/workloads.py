@@ -16,9 +16,11 @@ __all__ = [
     "CAPTURED_MEGABYTES",
     "WORKLOADS",
     "Captured",
+    "Star",
     "Workload",
     "add",
     "add_one",
+    "add_pair",
     "captured_array",
     "durations",
     "loops_per_second",
@@ -32,9 +34,24 @@ TICKERS = 64
 CAPTURED_MEGABYTES, CAPTURED_ITEMS = 200, 200
 
 
-def add(pair: tuple[int, int]) -> int:
+def add(x: int, y: int) -> int:
     """One of the 100,000 additions."""
+    return x + y
+
+
+def add_pair(pair: tuple[int, int]) -> int:
+    """The same of a tuple."""
     return pair[0] + pair[1]
+
+
+class Star:
+    """For those whose functions take one argument."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, arguments: tuple[Any, ...]) -> Any:
+        return self.function(*arguments)
 
 
 def add_one(x: int) -> int:
@@ -146,10 +163,11 @@ class Workload:
         limit: seconds after which a peer is given up.
         memory: whether the report says how much memory it took.
         serial: whether a plain loop is measured, too.
+        columns: items are tuples of arguments, of which peers are given all first ones, all second ones and so on.
     """
 
     name: str
-    function: Callable[[Any], Any]
+    function: Callable[..., Any]
     make: Callable[[float], Sequence[Any]]
     check: Callable[[Sequence[Any], Sequence[Any]], bool]
     chunks: tuple[int, ...] = (1,)
@@ -157,6 +175,7 @@ class Workload:
     limit: float = 60.0
     memory: bool = False
     serial: bool = True
+    columns: bool = False
 
 
 def _matches(function: Callable[[Any], Any]) -> Callable[[Sequence[Any], Sequence[Any]], bool]:
@@ -181,6 +200,15 @@ WORKLOADS = {
     for workload in (
         Workload(
             "100,000 additions",
+            add,
+            lambda _: [(i, i + 1) for i in range(100_000)],
+            _matches(Star(add)),
+            chunks=(50_000, 12_500, 3_125, 800),
+            tiny=True,
+            columns=True,
+        ),
+        Workload(
+            "100,000 additions of one",
             add_one,
             lambda _: range(100_000),
             _matches(add_one),
@@ -189,9 +217,9 @@ WORKLOADS = {
         ),
         Workload(
             "100,000 additions, tuples in",
-            add,
+            add_pair,
             lambda _: [(i, i + 1) for i in range(100_000)],
-            _matches(add),
+            _matches(add_pair),
             chunks=(50_000, 12_500, 3_125, 800),
             tiny=True,
         ),

@@ -124,6 +124,14 @@ def test_little_is_outstanding() -> None:
     assert measured(10.0).window(100) == 100 + 5
 
 
+def test_more_is_read_when_a_chunk_a_slot_is_left() -> None:
+    """Not for each chunk that was received: several then go to the store in one call, where several may wait."""
+    assert measured(1e-2).refill(2) == 4 * 5 - 2 * 5
+    assert measured(10.0).refill(100) == 1
+    assert Planner("auto", 100_000).refill(2) == 1
+    assert Planner("auto", None).refill(2) == 1
+
+
 def test_short_fixed_chunks_bridge_the_way_to_the_client() -> None:
     """Slots that take chunks of one short item find enough of them, and large items are not heaped up."""
     planner = Planner(1, 10**6)

@@ -57,7 +57,7 @@ def cluster(bench: Bench) -> Bench:
 
 def test_a_call_returns_however_fast_the_workers_are(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """With credit that never ends the caller sends some items, and a thread the rest."""
-    monkeypatch.setattr(feeding.Feeding, "_room", lambda self: 1_000)
+    monkeypatch.setattr(feeding.Feeding, "_window", lambda self: 2 * self._outstanding() + 10**6)
     job = bench.job(abs, range(10**12))
     eventually(lambda: job._running._feeder is not None and job._running._read > 10_000)
     job.cancel()
