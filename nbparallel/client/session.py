@@ -236,10 +236,12 @@ class Session:
             # What workers finished before they heard of it is still on its way.
             deadline = time.monotonic() + 2 * self.settings.cancel_grace + 1.0
             self.soon(lambda: self._close_cancelled(key, deadline))
-        else:  # the keeper looks within LOOK_SECONDS: whoever calls next need not wait for it
+        else:
             keep = job.spec.sized and not self.backend.embedded
-            self.forget(key)
+            # The keeper looks within LOOK_SECONDS, so that whoever calls next need not wait for it; but it goes to
+            # sleep when there is neither a job nor something to do.
             self._todo.append(lambda: self._close_job(key, state, keep))
+            self.forget(key)
 
     def _close_cancelled(self, key: str, deadline: float) -> None:
         if self.is_ready() and self.store.stop(key, 0) > 0 and time.monotonic() < deadline:

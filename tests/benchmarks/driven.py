@@ -64,8 +64,9 @@ class Driven:
             return 0.0
         self._mark = secrets.token_hex(8)
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (kill closes it)
-        # joblib leaves its arrays in shared memory when it is killed.
+        # Whoever is killed leaves what he has there.
         self._files = tempfile.TemporaryDirectory(dir="/dev/shm", ignore_cleanup_errors=True)
+        files = self._files.name
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
@@ -73,7 +74,7 @@ class Driven:
             stderr=self._log,
             text=True,
             cwd=ROOT,
-            env=environ(**{MARK: self._mark, "JOBLIB_TEMP_FOLDER": self._files.name}),
+            env=environ(**{MARK: self._mark, "JOBLIB_TEMP_FOLDER": files, "BENCHMARK_FILES": files}),
             start_new_session=True,
         )
         try:

@@ -194,9 +194,10 @@ class _Server:
     def __init__(self) -> None:
         from nbparallel.cluster.server import find_server
 
-        self._directory = tempfile.TemporaryDirectory(prefix="b")
+        self._directory = tempfile.TemporaryDirectory(prefix="b", dir=os.environ.get("BENCHMARK_FILES"))
         self.socket = os.path.join(self._directory.name, "s.sock")
-        config = f'port 0\nunixsocket {self.socket}\nsave ""\n'
+        # Its title would overwrite the variable by which it is found when the peer has to be killed.
+        config = f'port 0\nunixsocket {self.socket}\nsave ""\nset-proc-title no\n'
         self._process = subprocess.Popen([find_server(), "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         assert self._process.stdin is not None
         with self._process.stdin as stdin:

@@ -244,6 +244,27 @@ def test_steps_are_done_in_time(bench: Bench) -> None:
     eventually(lambda: done == [0, 1, 2])
 
 
+def test_the_keeper_never_sleeps_over_something_to_do(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may look for jobs at any moment of a job's end, and nobody wakes it for what is left to do then."""
+    forget, pause, pauses = bench.session.forget, bench.session._pause, list[float | None]()
+
+    def note() -> float | None:
+        pauses.append(pause())
+        return pauses[-1]
+
+    def forget_and_let_it_look(key: str) -> None:
+        forget(key)
+        before = len(pauses)
+        bench.session._wake.set()
+        eventually(lambda: len(pauses) > before)
+
+    monkeypatch.setattr(bench.session, "forget", forget_and_let_it_look)
+    monkeypatch.setattr(bench.session, "_pause", note)
+    job = bench.job(abs, [1])
+    bench.report(job, bench.claim(job))
+    eventually(lambda: bench.state_of(job) == "done")
+
+
 def test_a_step_is_repeated_while_the_store_is_away(bench: Bench) -> None:
     """A cancel during an outage takes effect when the store is back."""
     job = bench.job(abs, [1, 2])
