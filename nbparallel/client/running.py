@@ -269,8 +269,11 @@ class RunningJob(Feeding):
         self.session.collect(self)
 
     def _recover(self) -> None:
+        if not self._lost:
+            return
+        self.session.say_alive()  # first, as it may fail: then all of this is done again
         with self.changed:
-            if not self._lost or self.ended:
+            if self.ended:
                 return
             self._lost = False
             old_key = self.key
@@ -281,7 +284,6 @@ class RunningJob(Feeding):
             self._put_again(Ranges([(0, self._read)]))
             if self.state == "starting":
                 self.state = "running"
-        self.session.say_alive()
         self.uses.again()
         self._place()
         self._send_patiently()
@@ -313,16 +315,21 @@ class RunningJob(Feeding):
         self.session.later(AUDIT_SECONDS, lambda: self._send_unknown(unknown, epoch))
 
     def _send_unknown(self, unknown: Ranges, epoch: int) -> None:
+        if self._is_past(epoch):
+            return
+        self.uses.again()
+        self.uses.place()
         # An item whose pause ended meanwhile was sent by itself.
         for lo, hi in self.session.store.peek(self.key, ranges=True).unreported:
             unknown.discard(lo, hi)
         with self.changed:
-            if self.ended or self._lost or epoch != self.epoch:
+            if self._is_past(epoch):
                 return
             self._put_again(unknown)
-        self.uses.again()
-        self.uses.place()
-        self._send()
+        self.session.soon(self._send)
+
+    def _is_past(self, epoch: int) -> bool:
+        return self.ended or self._lost or epoch != self.epoch
 
     # -- what the keeper asks ------------------------------------------------------------------------------------------
 

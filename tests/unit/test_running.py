@@ -20,7 +20,7 @@ from nbparallel.client import running as module
 from nbparallel.client.backend import read_workers
 from nbparallel.client.job import Job
 from nbparallel.client.running import RunningJob
-from nbparallel.errors import ItemError, JobCancelled, JobError, RemoteError, UsageError
+from nbparallel.errors import ConnectionFailed, ItemError, JobCancelled, JobError, RemoteError, UsageError
 from nbparallel.policies import RetryPolicy
 from nbparallel.store import keys
 
@@ -414,6 +414,28 @@ def test_a_store_that_forgot_is_told_again(bench: Bench) -> None:
     eventually(lambda: bench.state_of(job) == "open")
     eventually(lambda: bench.server.peek(job._running.key).pending == 2)
     assert sorted(bench.server.peek(job._running.key, True).unreported) == [(2, 4), (4, 6)]
+    bench.work()
+    assert job.result(20) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("fails", ["session_beat", "submit", "peek"])
+def test_a_store_that_goes_away_once_it_forgot(bench: Bench, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    """Whichever call of those that tell it again fails at first, it is told in the end."""
+    job = bench.job(abs, list(range(6)), chunks=2)
+    calls: list[str] = []
+
+    def fail(*args: Any, **options: Any) -> Any:
+        calls.append(fails)
+        if len(calls) < 4:
+            raise ConnectionFailed("the server is away")
+        return getattr(bench.server, fails)(*args, **options)
+
+    monkeypatch.setattr(bench.session.store, fails, fail, raising=False)
+    bench.server.wipe()
+    job._running.lost(0)
+    eventually(lambda: len(calls) >= 4, what="it is tried again")
+    eventually(lambda: bench.state_of(job) == "open")
+    assert job._running.epoch == 1
     bench.work()
     assert job.result(20) == [0, 1, 2, 3, 4, 5]
 
