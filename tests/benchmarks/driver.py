@@ -64,12 +64,14 @@ class Driver:
         items = self._items[1][:count] if count else self._items[1]
         gc.collect()
         function = chosen.function
-        given = [list(column) for column in zip(*items, strict=True)] if chosen.columns else items
-        plain, tuned = self._peer.map, self._peer.map_best
-        if chosen.columns:
-            plain, tuned = self._peer.map_columns, self._peer.map_columns_best
+        call = (function, items, chunk) if best else (function, items)
+        run = self._peer.map_best if best else self._peer.map
+        if chosen.columns is not None:
+            columns = [list(column) for column in zip(*items, strict=True)]
+            call = chosen.columns, function, columns, *call[2:]
+            run = self._peer.map_columns_best if best else self._peer.map_columns
         started = time.perf_counter()
-        results = tuned(function, given, chunk) if best else plain(function, given)
+        results = run(*call)
         seconds = time.perf_counter() - started
         if not count and not chosen.check(items, results):
             raise ValueError("wrong results")

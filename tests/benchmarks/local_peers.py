@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .peer import Function, Peer
+from .peer import Columns, Function, Peer
 from .workloads import pick
 
 __all__ = ["Futures", "Joblib", "Mpire", "Nbparallel", "PlainLoop", "Pool"]
@@ -23,7 +23,7 @@ class PlainLoop(Peer):
     def map(self, function: Function, items: Sequence[Any]) -> Sequence[Any]:
         return [function(item) for item in items]
 
-    def map_columns(self, function: Callable[..., Any], columns: Sequence[Sequence[Any]]) -> Sequence[Any]:
+    def map_columns(self, function: Columns, of_tuple: Function, columns: Sequence[Sequence[Any]]) -> Sequence[Any]:
         return list(map(function, *columns))
 
     def stream(self, function: Function, items: Sequence[Any]) -> Iterator[Any]:
@@ -52,11 +52,11 @@ class Nbparallel(Peer):
         results: Sequence[Any] = self._map(function, items).result()
         return results
 
-    def map_columns(self, function: Callable[..., Any], columns: Sequence[Sequence[Any]]) -> Sequence[Any]:
+    def map_columns(self, function: Columns, of_tuple: Function, columns: Sequence[Sequence[Any]]) -> Sequence[Any]:
         results: Sequence[Any] = self._map(function, *columns).result()
         return results
 
-    def _map(self, function: Callable[..., Any], *columns: Sequence[Any]) -> Any:
+    def _map(self, function: Columns, *columns: Sequence[Any]) -> Any:
         return self._nbparallel.pmap(function, *columns, session=self._cluster, progress=False)
 
     def captured(self, array: Any, items: Sequence[int]) -> Sequence[float]:
@@ -101,11 +101,11 @@ class Pool(Peer):
     def map_best(self, function: Function, items: Sequence[Any], chunk: int) -> Sequence[Any]:
         return self._pool.map(function, items, chunksize=chunk)
 
-    def map_columns(self, function: Callable[..., Any], columns: Sequence[Sequence[Any]]) -> Sequence[Any]:
+    def map_columns(self, function: Columns, of_tuple: Function, columns: Sequence[Sequence[Any]]) -> Sequence[Any]:
         return self._pool.starmap(function, zip(*columns, strict=True))
 
     def map_columns_best(
-        self, function: Callable[..., Any], columns: Sequence[Sequence[Any]], chunk: int
+        self, function: Columns, of_tuple: Function, columns: Sequence[Sequence[Any]], chunk: int
     ) -> Sequence[Any]:
         return self._pool.starmap(function, zip(*columns, strict=True), chunksize=chunk)
 
@@ -166,11 +166,11 @@ class Futures(Peer):
     def map_best(self, function: Function, items: Sequence[Any], chunk: int) -> Sequence[Any]:
         return list(self._pool.map(function, items, chunksize=chunk))
 
-    def map_columns(self, function: Callable[..., Any], columns: Sequence[Sequence[Any]]) -> Sequence[Any]:
+    def map_columns(self, function: Columns, of_tuple: Function, columns: Sequence[Sequence[Any]]) -> Sequence[Any]:
         return list(self._pool.map(function, *columns))
 
     def map_columns_best(
-        self, function: Callable[..., Any], columns: Sequence[Sequence[Any]], chunk: int
+        self, function: Columns, of_tuple: Function, columns: Sequence[Sequence[Any]], chunk: int
     ) -> Sequence[Any]:
         return list(self._pool.map(function, *columns, chunksize=chunk))
 

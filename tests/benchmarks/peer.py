@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from .workloads import Captured, Star
+from .workloads import Captured
 
-__all__ = ["Function", "Peer", "batches", "run_batch"]
+__all__ = ["Columns", "Function", "Peer", "batches", "run_batch"]
 
 Function = Callable[[Any], Any]
+Columns = Callable[..., Any]
 
 
 class Peer(ABC):
@@ -47,15 +48,15 @@ class Peer(ABC):
         """All results in order, with chunks of so many items."""
         raise NotImplementedError(f"{self.name} has no better setting")
 
-    def map_columns(self, function: Callable[..., Any], columns: Sequence[Sequence[Any]]) -> Sequence[Any]:
-        """All results of a function of several arguments, with the defaults."""
-        return self.map(Star(function), list(zip(*columns, strict=True)))
+    def map_columns(self, function: Columns, of_tuple: Function, columns: Sequence[Sequence[Any]]) -> Sequence[Any]:
+        """All results of a function of several arguments, with the defaults; ``of_tuple`` is it for one tuple."""
+        return self.map(of_tuple, list(zip(*columns, strict=True)))
 
     def map_columns_best(
-        self, function: Callable[..., Any], columns: Sequence[Sequence[Any]], chunk: int
+        self, function: Columns, of_tuple: Function, columns: Sequence[Sequence[Any]], chunk: int
     ) -> Sequence[Any]:
         """The same with chunks of so many items."""
-        return self.map_best(Star(function), list(zip(*columns, strict=True)), chunk)
+        return self.map_best(of_tuple, list(zip(*columns, strict=True)), chunk)
 
     def captured(self, array: Any, items: Sequence[int]) -> Sequence[float]:
         """Values of a large array that the function carries along, as one would write it first."""

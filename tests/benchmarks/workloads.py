@@ -16,7 +16,6 @@ __all__ = [
     "CAPTURED_MEGABYTES",
     "WORKLOADS",
     "Captured",
-    "Star",
     "Workload",
     "add",
     "add_one",
@@ -42,16 +41,6 @@ def add(x: int, y: int) -> int:
 def add_pair(pair: tuple[int, int]) -> int:
     """The same of a tuple."""
     return pair[0] + pair[1]
-
-
-class Star:
-    """For those whose functions take one argument."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-
-    def __call__(self, arguments: tuple[Any, ...]) -> Any:
-        return self.function(*arguments)
 
 
 def add_one(x: int) -> int:
@@ -163,11 +152,12 @@ class Workload:
         limit: seconds after which a peer is given up.
         memory: whether the report says how much memory it took.
         serial: whether a plain loop is measured, too.
-        columns: items are tuples of arguments, of which peers are given all first ones, all second ones and so on.
+        columns: items are tuples of arguments, and this is the function of these arguments, for peers who can map
+            such a function over all first ones, all second ones and so on.
     """
 
     name: str
-    function: Callable[..., Any]
+    function: Callable[[Any], Any]
     make: Callable[[float], Sequence[Any]]
     check: Callable[[Sequence[Any], Sequence[Any]], bool]
     chunks: tuple[int, ...] = (1,)
@@ -175,7 +165,7 @@ class Workload:
     limit: float = 60.0
     memory: bool = False
     serial: bool = True
-    columns: bool = False
+    columns: Callable[..., Any] | None = None
 
 
 def _matches(function: Callable[[Any], Any]) -> Callable[[Sequence[Any], Sequence[Any]], bool]:
@@ -200,12 +190,12 @@ WORKLOADS = {
     for workload in (
         Workload(
             "100,000 additions",
-            add,
+            add_pair,
             lambda _: [(i, i + 1) for i in range(100_000)],
-            _matches(Star(add)),
+            _matches(add_pair),
             chunks=(50_000, 12_500, 3_125, 800),
             tiny=True,
-            columns=True,
+            columns=add,
         ),
         Workload(
             "100,000 additions of one",
