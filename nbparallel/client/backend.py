@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Protocol
 
 from ..envelope import Verdict
-from ..errors import JobError, KeyMismatch, VersionMismatch, WireError
+from ..errors import ClusterError, ConnectionFailed, JobError, KeyMismatch, NbparallelError, VersionMismatch, WireError
 from ..model import Snapshot, WorkerInfo
 from ..pickling import check_versions
 from ..store.real import RedisStore
 from ..wire import unseal
 
-__all__ = ["Backend", "Connection", "View", "failure_of", "read_workers", "refusal"]
+__all__ = ["Backend", "Connection", "View", "connected", "failure_of", "read_workers", "refusal"]
 
 
 class Connection(Protocol):
@@ -50,6 +51,24 @@ class View(Protocol):
     def update(self, snapshot: Snapshot) -> None: ...
 
     def close(self, snapshot: Snapshot) -> None: ...
+
+
+def connected(connect: Callable[[], None], again: Callable[[ConnectionFailed], bool]) -> NbparallelError | None:
+    """Connect to a cluster; returns why that cannot be done. ``again``: whether to try once more after an error."""
+    while True:
+        try:
+            connect()
+        except ConnectionFailed as error:
+            if not again(error):
+                return error
+        except NbparallelError as error:
+            return error
+        except Exception as error:
+            failure = ClusterError(f"the cluster did not start: {error!r}")
+            failure.__cause__ = error
+            return failure
+        else:
+            return None
 
 
 def read_workers(store: RedisStore, key: bytes) -> tuple[list[WorkerInfo], list[str]]:

@@ -27,7 +27,7 @@ from ..store.depot import Depot
 from ..store.parts import PartsDepot
 from ..store.real import RedisStore
 from ..wire import seal
-from .backend import Backend, View, failure_of, read_workers, refusal
+from .backend import Backend, View, connected, failure_of, read_workers, refusal
 from .beat import Beat
 from .sharing import Shares
 from .streams import Streams
@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 #: Intervals, in seconds: progress views, the look at running jobs, the wait of one read of the streams, and our own
 #: word that the session lives, in case that the store forgot it.
 VIEW_SECONDS, LOOK_SECONDS, READ_SECONDS, ALIVE_SECONDS = 0.1, 0.5, 2.0, 2.0
+#: Pause, in seconds, before the next attempt to connect.
+TRY_AGAIN_SECONDS = 0.3
 #: Shares of the store's memory: results that were received are given up from the first on; at the second it is full.
 TIGHT, FULL = 0.8, 0.99
 #: Jobs that ended lately: a server that comes back with older data is told so again.
@@ -355,13 +357,7 @@ class Session:
     # -- the keeper ----------------------------------------------------------------------------------------------------
 
     def _keep(self) -> None:
-        try:
-            self._connect()
-        except NbparallelError as error:
-            self._broken = error
-        except Exception as error:
-            self._broken = ClusterError(f"the cluster did not start: {error!r}")
-            self._broken.__cause__ = error
+        self._broken = connected(self._connect, self._try_again)
         self._ready.set()
         if self._broken is not None:
             self._stopping.wait()
@@ -384,6 +380,11 @@ class Session:
         self._draw()
         self._safely(self._goodbye)
         collector.join(timeout=READ_SECONDS + 1)
+
+    def _try_again(self, error: ConnectionFailed) -> bool:
+        """A server that answered when the user connected may be away for a moment; an embedded one never came up."""
+        self.trouble(error)
+        return not (self.backend.embedded or self._stopping.wait(TRY_AGAIN_SECONDS))
 
     def _stop_beating(self) -> None:
         if self._beater is not None:

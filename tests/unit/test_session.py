@@ -102,6 +102,30 @@ def test_a_cluster_that_does_not_start(
     assert not bench.session.is_ready()
 
 
+def test_a_server_that_is_away_for_a_moment_at_the_start(make: Callable[..., Bench]) -> None:
+    """A remote one answered when the user connected: the first job waits for it as any other does."""
+    bench = make(backend=Backend(embedded=False))
+    bench.server.away = True
+    bench.session.start()
+    job = bench.job(abs, [-1, -2])
+    eventually(lambda: bench.session._trouble_since is not None)
+    assert not job.wait(0.05)
+    bench.server.away = False
+    bench.work()
+    assert job.result(20) == [1, 2]
+
+
+def test_a_server_that_never_comes_back(make: Callable[..., Bench]) -> None:
+    """A session that waits for its server can be closed, and then says what it waited for."""
+    bench = make(backend=Backend(embedded=False))
+    bench.server.away = True
+    bench.session.start()
+    eventually(lambda: bench.session._trouble_since is not None)
+    bench.session.close()
+    with pytest.raises(ConnectionFailed, match="away"):
+        bench.session.wait_ready(10)
+
+
 def test_a_closed_session_takes_everything_with_it(make: Callable[..., Bench]) -> None:
     """Jobs are cancelled, threads end, the cluster is stopped, the store hears a goodbye; twice does no harm."""
     bench = make().start()
