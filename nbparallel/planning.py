@@ -141,7 +141,7 @@ class Planner:
     def refill(self, slots: int) -> int:
         """Items for which there should be room before more are read: as many as leave a chunk a slot in the store.
 
-        A call of the store for each chunk would cost the client more than all else.
+        So one call of the store sends several.
         """
         slots = max(slots, 1)
         size = self._fixed or self._automatic(slots, None)

@@ -408,7 +408,5 @@ class RunningJob(Feeding):
         return min(there, self.spec.max_running or there)
 
     def _reason(self) -> str:
-        if self.state == "starting":
-            return "starting the cluster"
         reason = self.session.reason(self.spec.queue)
         return reason or ("waiting for the reader of the results" if self.full else "")

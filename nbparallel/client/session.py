@@ -43,8 +43,6 @@ log = logging.getLogger(__name__)
 #: Intervals, in seconds: progress views, the look at running jobs, the wait of one read of the streams, and our own
 #: word that the session lives, in case that the store forgot it.
 VIEW_SECONDS, LOOK_SECONDS, READ_SECONDS, ALIVE_SECONDS = 0.1, 0.5, 2.0, 2.0
-#: Pause, in seconds, before the next attempt to connect.
-TRY_AGAIN_SECONDS = 0.3
 #: Shares of the store's memory: results that were received are given up from the first on; at the second it is full.
 TIGHT, FULL = 0.8, 0.99
 #: Jobs that ended lately: a server that comes back with older data is told so again.
@@ -299,6 +297,8 @@ class Session:
             return f"the cluster is unreachable for {time.monotonic() - since:.0f} s, retrying"
         if self._broker_trouble:
             return self._broker_trouble
+        if not self._ready.is_set():
+            return "starting the cluster"
         queue = queue or self.settings.queue
         if not any(queue in worker.queues for worker in self._workers):
             if self.backend.embedded and not self._workers:
@@ -384,7 +384,7 @@ class Session:
     def _try_again(self, error: ConnectionFailed) -> bool:
         """A server that answered when the user connected may be away for a moment; an embedded one never came up."""
         self.trouble(error)
-        return not (self.backend.embedded or self._stopping.wait(TRY_AGAIN_SECONDS))
+        return not (self.backend.embedded or self._stopping.wait(LOOK_SECONDS))
 
     def _stop_beating(self) -> None:
         if self._beater is not None:

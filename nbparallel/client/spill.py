@@ -61,9 +61,12 @@ class SpillFile:
     def close(self) -> None:
         """Give the space back; may be called twice."""
         with self._lock:
-            self.__del__()
+            self._let_go()
 
     def __del__(self) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

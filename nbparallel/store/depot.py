@@ -106,7 +106,10 @@ class Depot:
 
     def room(self) -> int:
         """Bytes that one reader may well leave mapped."""
-        space = os.statvfs(self._path)
+        try:
+            space = os.statvfs(self._path)
+        except OSError:  # its owner is going down
+            return 0
         return int(space.f_bavail * space.f_frsize * SPARE)
 
     def drop(self, name: str) -> None:

@@ -23,6 +23,13 @@ def test_a_blob_comes_back_as_it_was(tmp_path: Path) -> None:
     assert os.stat(tmp_path / name).st_mode & 0o777 == 0o600
 
 
+def test_there_is_room_for_what_is_mapped(tmp_path: Path) -> None:
+    """A share of what is free, and nothing when the cluster is going down."""
+    free = os.statvfs(tmp_path)
+    assert 0 < Depot(str(tmp_path)).room() < free.f_bavail * free.f_frsize / 4
+    assert Depot(str(tmp_path / "gone")).room() == 0
+
+
 def test_writing_to_a_mapping_changes_nobody_elses(tmp_path: Path) -> None:
     """Mappings are private and writable, as users write to their arrays."""
     depot = Depot(str(tmp_path))

@@ -108,8 +108,7 @@ def test_a_server_that_is_away_for_a_moment_at_the_start(make: Callable[..., Ben
     bench.server.away = True
     bench.session.start()
     job = bench.job(abs, [-1, -2])
-    eventually(lambda: bench.session._trouble_since is not None)
-    assert not job.wait(0.05)
+    eventually(lambda: "unreachable" in job.snapshot().reason)
     bench.server.away = False
     bench.work()
     assert job.result(20) == [1, 2]
