@@ -27,7 +27,7 @@ from ..store.urls import hide_password, store_url
 from .embedded import EmbeddedCluster
 
 #: Linger of an embedded cluster's children, in seconds, unless it was set.
-EMBEDDED_LINGER = 1.0
+EMBEDDED_LINGER = 3600.0
 
 __all__ = [
     "Cluster",

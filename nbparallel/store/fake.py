@@ -10,9 +10,22 @@ from contextlib import contextmanager
 from typing import Literal
 
 from . import keys
+from .fake_idle import MemoryIdle
 from .fake_job import MemoryChunk, MemoryJob, MemoryStream
 from .fake_shared import MemoryShared
-from .protocol import Backlog, Claim, Lost, Opening, Peek, Released, Reported, Submission, Submitted
+from .protocol import (
+    Backlog,
+    Claim,
+    Handed,
+    Lingerer,
+    Lost,
+    Opening,
+    Peek,
+    Released,
+    Reported,
+    Submission,
+    Submitted,
+)
 
 __all__ = ["MemoryStore"]
 
@@ -20,7 +33,7 @@ __all__ = ["MemoryStore"]
 _REAP_AT_ONCE = 100
 
 
-class MemoryStore(MemoryShared):
+class MemoryStore(MemoryShared, MemoryIdle):
     """A ``Store`` in the memory of this process, for tests; usable from several threads at once.
 
     Args:
@@ -47,9 +60,9 @@ class MemoryStore(MemoryShared):
             self._sessions: dict[str, int | None] = {}
             self._labels: dict[str, bytes] = {}  # of jobs, also of forgotten ones until they are swept
             self._wakes: dict[str, MemoryStream] = {}
-            self._idle: dict[str, dict[str, int]] = {}
-            self._bells: dict[str, list[tuple[str, str]]] = {}
-            self._waits: dict[str, list[tuple[str, str]]] = {}
+            self._idle = {}
+            self._bells = {}
+            self._waits = {}
             self._beats: dict[str, tuple[int, bytes]] = {}
             self._shared: dict[str, tuple[int, bytes]] = {}
             self._changed.notify_all()
@@ -96,20 +109,19 @@ class MemoryStore(MemoryShared):
             elif need > 0 and ticket not in job.tickets:
                 need -= 1
                 job.tickets[ticket] = -self._clock()
-                if child := self._idle_child(group):
-                    self._bells.setdefault(child, []).append((name, ticket))
+                if who := self._idle_child(group):
+                    self._bells[who.child] = self._handed(name, job, ticket, who)
                 else:
                     messages.append(ticket)
                     self._waits.setdefault(group, []).append((name, ticket))
         return messages
 
-    def _idle_child(self, group: str) -> str | None:
-        idle = self._idle.get(group, {})
-        for child, until in sorted(idle.items(), key=lambda entry: (entry[1], entry[0])):
-            del idle[child]
-            if until > self._clock():
-                return child
-        return None
+    def _handed(self, name: str, job: MemoryJob, ticket: str, who: Lingerer) -> Handed:
+        lives = job.detached or self._alive(job.sid)
+        if not (job.wants(job.queue) and lives) or self._more_urgent(job):
+            return Handed(name, ticket)
+        claim = self.claim(name, who.token, ticket, lease=who.lease, first=True, fresh=name != who.knows)
+        return Handed(name, ticket, claim)
 
     def _publish(self, message: str) -> None:
         for told in self._listeners:
@@ -217,7 +229,7 @@ class MemoryStore(MemoryShared):
         ticket: str,
         lease: int,
         have: str,
-        linger: tuple[str, str, int] | None = None,  # one that is not rung for yet asks by itself
+        linger: Lingerer | None = None,  # one that is not rung for yet asks by itself
     ) -> tuple[Reported, Claim]:
         reported = self.report(job, token, lo, count, entry, finished=True)
         return reported, self.claim(job, next_token, ticket, lease=lease, first=False, have=have)
@@ -233,26 +245,6 @@ class MemoryStore(MemoryShared):
             known.tickets[successor] = -self._clock()
             self._waits.setdefault(keys.group(known.sid, known.queue), []).append((job, successor))
             return True
-
-    def waiting(self, group: str) -> bool:
-        with self._changed:
-            return any(
-                name in self._jobs and self._jobs[name].tickets.get(ticket, 1) < 0
-                for name, ticket in self._waits.get(group, [])
-            )
-
-    def linger(self, child: str, group: str, ms: int, expected: bool = False) -> tuple[str, str] | None:
-        with self._changed:
-            waits = self._waits.get(group, [])
-            while waits:
-                name, ticket = waits.pop(0)
-                if name in self._jobs and self._jobs[name].tickets.get(ticket, 1) < 0:
-                    return name, ticket
-            self._idle.setdefault(group, {})[child] = self._clock() + ms + 1000
-            self._changed.wait_for(lambda: self._bells.get(child), ms / 1000)
-            self._idle.get(group, {}).pop(child, None)
-            bell = self._bells.get(child)
-            return bell.pop(0) if bell else None
 
     def release(
         self,

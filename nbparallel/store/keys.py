@@ -21,8 +21,11 @@ P leases      sorted set "J token" by expiry, ms of the server's clock       cla
 P s:<sid>     string     a session's beat                                    client            TTL; client at its end
 P wake:<sid>  stream     one entry: "read your streams anew"                 submit            TTL; client at its end
 P idle:<sid>  sorted set children that linger, by the ms until which         linger            submit, unlinger; TTL
+P await:<cid> string     token, lease, job that it knows and group of such   linger            submit, unlinger; TTL
+                         a child
 P waits:<sid> list       "J ticket" that a message was sent for              submit, remint    linger; TTL
-P bell:<cid>  list       "J ticket" handed to a lingering child              submit            the child; TTL
+P bell:<cid>  list       "J ticket" handed to a lingering child, and what    submit            the child; TTL
+                         it would be answered; "": it is to stop lingering
 P part:<n>:i  string     the i-th part of a large body                       PartsDepot        the client; TTL
 P shared:<id> string     sealed shared value, or a note of where it lies     the client        with the handle or the
                                                                                                session; TTL

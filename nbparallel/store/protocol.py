@@ -55,7 +55,7 @@ class Claim(NamedTuple):
     """Answer to ``claim``. ``stop``: items at or above it need not run (-1: all run).
 
     ``payload`` is None when the child has the blob; ``meta`` and ``function`` are there when it asked for them.
-    ``lingers``: the child asked to, and is ``handed`` a ticket at once, or rung for from now on.
+    ``lingers``: the child asked to, and is ``handed`` work at once, or rung for from now on.
     With ``yield`` a more urgent job has work: the child goes on there, with that ``job`` and ``ticket``.
     """
 
@@ -73,9 +73,32 @@ class Claim(NamedTuple):
     meta: bytes = b""
     function: bytes = b""
     lingers: bool = False
-    handed: tuple[str, str] | None = None
+    handed: Handed | None = None
     job: str = ""
     ticket: str = ""
+
+
+class Handed(NamedTuple):
+    """What a child that lingers is handed: a ticket, and as a rule what its first claim would answer."""
+
+    job: str
+    ticket: str
+    claim: Claim | None = None
+
+
+class Lingerer(NamedTuple):
+    """A child that waits for more work of one session and queue (``keys.group``).
+
+    ``ms``: how long. ``token``, ``lease``: of the claim that is made for it when work comes, in ms. ``knows``: key
+    prefix of the job whose function it has.
+    """
+
+    child: str
+    group: str
+    ms: int
+    token: str
+    lease: int
+    knows: str = "-"
 
 
 class Reported(NamedTuple):
@@ -181,12 +204,9 @@ class Store(Protocol):
         ticket: str,
         lease: int,
         have: str,
-        linger: tuple[str, str, int] | None = None,
+        linger: Lingerer | None = None,
     ) -> tuple[Reported, Claim]:
-        """The last report of a chunk and the next claim in one round trip.
-
-        ``linger``: child, group and ms, for a child that lingers when there is no chunk for it.
-        """
+        """The last report of a chunk and the next claim in one round trip; ``linger`` when there is no chunk for it."""
 
     def leave(self, job: str, ticket: str, successor: str) -> bool:
         """End a turn; True when the successor ticket is to be published."""
@@ -194,11 +214,20 @@ class Store(Protocol):
     def waiting(self, group: str) -> bool:
         """Whether a ticket of that session and queue waits for its turn."""
 
-    def linger(self, child: str, group: str, ms: int, expected: bool = False) -> tuple[str, str] | None:
-        """Wait up to ``ms`` for more work of a session and queue (``keys.group``); (job, ticket) when some came.
+    def linger(self, who: Lingerer, expected: bool = False) -> Handed | None:
+        """Wait for more work; of no job when the child was roused. ``expected``: it is rung for, a claim said.
 
-        ``expected``: the claim before said that the child is rung for.
+        A call that failed may have been handed some all the same: ``unlinger`` tells.
         """
+
+    def unlinger(self, who: Lingerer) -> Handed | None:
+        """Wait no more; what the child was handed and has not heard of."""
+
+    def rouse(self, child: str) -> None:
+        """Have a child that lingers stop that."""
+
+    def bury(self, child: str) -> list[tuple[str, str]]:
+        """A child is dead and must be handed nothing more; (job, token) of the leases that it still has."""
 
     def release(
         self,

@@ -19,7 +19,19 @@ from ..ordering import Ranges
 from . import keys
 from .beating import open_client
 from .connections import Connections
-from .protocol import Backlog, Claim, Lost, Opening, Peek, Released, Reported, Submission, Submitted
+from .protocol import (
+    Backlog,
+    Claim,
+    Handed,
+    Lingerer,
+    Lost,
+    Opening,
+    Peek,
+    Released,
+    Reported,
+    Submission,
+    Submitted,
+)
 from .urls import check_store_url, hide_password, sentinels, store_url
 
 __all__ = ["RedisStore"]
@@ -188,9 +200,9 @@ class RedisStore:
         ticket: str,
         lease: int,
         have: str,
-        linger: tuple[str, str, int] | None = None,
+        linger: Lingerer | None = None,
     ) -> tuple[Reported, Claim]:
-        rest = (*linger[:2], linger[2] + _LATE) if linger else ()
+        rest = _lingering(linger) if linger else ()
         reported, claimed = self._run(
             ("report", job, (token, lo, count, entry, -1, 1)),
             ("claim", job, (next_token, ticket, lease, 0, have, 0, *rest)),
@@ -203,17 +215,22 @@ class RedisStore:
     def waiting(self, group: str) -> bool:
         return bool(self._call("waiting", "", group))
 
-    def linger(self, child: str, group: str, ms: int, expected: bool = False) -> tuple[str, str] | None:
-        seconds = max(1, min(ms, _LONGEST_BLOCK)) / 1000  # 0 would wait for ever
+    def linger(self, who: Lingerer, expected: bool = False) -> Handed | None:
+        if not expected and (waits := self._call("linger", "", *_lingering(who))):
+            return _handed([waits])
+        seconds = max(1, min(who.ms, _LONGEST_BLOCK)) / 1000  # 0 would wait for ever
+        rung = self._command("BLMPOP", seconds, 1, f"{self.prefix}bell:{who.child}", "LEFT", "COUNT", 100)
+        return (_handed(rung[1]) or Handed("", "")) if rung else self.unlinger(who)
 
-        def wait() -> Any:
-            waits = None if expected else self._call("linger", "", child, group, ms + _LATE)
-            if waits:
-                return waits
-            got = self._lines.exchange(("BLPOP", f"{self.prefix}bell:{child}", seconds))[0]
-            return got[1] if got else self._call("unlinger", "", child, group)
+    def unlinger(self, who: Lingerer) -> Handed | None:
+        return _handed(self._call("unlinger", "", who.child, who.token))
 
-        return _ticket(self._guard(wait))
+    def rouse(self, child: str) -> None:
+        self._call("rouse", "", child)
+
+    def bury(self, child: str) -> list[tuple[str, str]]:
+        found = [name.decode() for name in self._call("bury", "", child)]
+        return list(zip(found[::2], found[1::2], strict=True))
 
     def release(
         self,
@@ -445,22 +462,15 @@ def _claim(answer: list[Any]) -> Claim:
     if answer[0] != b"chunk":
         why = answer[1].decode() if len(answer) > 1 and answer[1] else ""
         lingers = len(answer) > 2
-        return Claim(answer[0].decode(), why, lingers=lingers, handed=_ticket(answer[2]) if lingers else None)
-    _, id, lo, hi, attempt, crashes, blob, payload, stop, sid, meta, function = answer
+        return Claim(answer[0].decode(), why, lingers=lingers, handed=_handed(answer[2:3]))
+    return _chunk(answer[1:])
+
+
+def _chunk(answer: list[Any]) -> Claim:
+    id, lo, hi, attempt, crashes, blob, payload, stop, sid, meta, function = answer
+    numbers = int(lo), int(hi), int(attempt), int(crashes)
     return Claim(
-        "chunk",
-        "",
-        id.decode(),
-        lo,
-        hi,
-        attempt,
-        crashes,
-        blob.decode(),
-        payload or None,
-        stop,
-        sid.decode(),
-        meta or b"",
-        function or b"",
+        "chunk", "", id.decode(), *numbers, blob.decode(), payload or None, int(stop), sid.decode(), meta, function
     )
 
 
@@ -469,12 +479,16 @@ def _trim(job: str, last: str) -> tuple[Any, ...]:
     return "XTRIM", f"{job}:out", "MINID", f"{ms}-{int(serial) + 1}"
 
 
-def _ticket(handed: bytes | None) -> tuple[str, str] | None:
-    """(job, ticket) that a child is handed."""
-    if not handed:
+def _lingering(who: Lingerer) -> tuple[Any, ...]:
+    return who.child, who.group, who.ms + _LATE, *who[3:]
+
+
+def _handed(bell: list[Any]) -> Handed | None:
+    """What a child is handed: "job ticket", and perhaps a chunk; None for the empty string that only rouses it."""
+    if not any(bell):
         return None
-    job, ticket = handed.decode().split(" ")
-    return job, ticket
+    job, ticket = bell[0].decode().split(" ")
+    return Handed(job, ticket, _chunk(bell[1:]) if len(bell) > 1 else None)
 
 
 def _reported(answer: list[Any]) -> Reported:

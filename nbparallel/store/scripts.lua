@@ -98,12 +98,66 @@ local function keep(job)
   end
 end
 
--- Mints of the offered tickets as many as the job can use. A child that lingers for its session is handed one
--- directly; returned are those that need a message, in a repeated call too.
+-- What decides who may run a job's chunks.
+local function read_meta(job)
+  local meta = redis.call('HMGET', job .. ':meta', 'state', 'sid', 'detached', 'max', 'priority', 'queue', 'stop')
+  if not meta[1] then return nil end
+  return {
+    state = meta[1], sid = meta[2], detached = meta[3] == '1', max = tonumber(meta[4]), priority = meta[5] or 0,
+    queue = meta[6] or '', stop = tonumber(meta[7] or -1),
+  }
+end
+
+-- Whether anybody wants the results.
+local function has_client(meta)
+  return meta.detached or redis.call('EXISTS', P .. 's:' .. meta.sid) == 1
+end
+
 -- Whose children may be handed the job's tickets: the session's, on the job's queue.
-local function group_of(job)
-  local meta = redis.call('HMGET', job .. ':meta', 'sid', 'queue')
-  return (meta[2] or '') == '' and meta[1] or meta[1] .. ':' .. meta[2]
+local function group_of(meta)
+  return meta.queue == '' and meta.sid or meta.sid .. ':' .. meta.queue
+end
+
+-- A job of the same queue that has work and goes first.
+local function more_urgent(meta)
+  local urgent = redis.call('ZREVRANGEBYSCORE', P .. 'ranks', '+inf', '(' .. meta.priority, 'LIMIT', 0, 50)
+  for _, job in ipairs(urgent) do
+    local other = read_meta(job)
+    if not other then
+      redis.call('ZREM', P .. 'ranks', job)
+    elseif other.state == 'open' and other.queue == meta.queue and redis.call('ZCARD', job .. ':pending') > 0
+      and has_client(other) and (other.max == 0 or redis.call('HLEN', job .. ':held') < other.max) then
+      return job
+    end
+  end
+end
+
+-- Leases the job's next chunk to `token`, whose turn the ticket is; or nil, and why there is none for it.
+local function lease_next(job, meta, token, ticket, lease_ms)
+  if meta.max > 0 and redis.call('HLEN', job .. ':held') >= meta.max then return nil, 'max_running' end
+  local c
+  repeat
+    local popped = redis.call('ZPOPMIN', job .. ':pending')
+    if not popped[1] then return nil, 'nothing pending' end
+    c = read_chunk(job, popped[1])
+  until c
+  if meta.stop >= 0 and meta.stop < c.hi then c.hi = meta.stop end -- not below c.at: such chunks the stop deleted
+  c.token = token
+  write_chunk(job, c)
+  local at = now_ms()
+  redis.call('HSET', job .. ':held', token, c.id .. ' ' .. ticket)
+  redis.call('ZADD', P .. 'leases', at + lease_ms, job .. ' ' .. token)
+  redis.call('ZADD', job .. ':tickets', at, ticket)
+  return c
+end
+
+-- What a child is told of a chunk that it was leased: without the payload when it `has` it, with the job's meta and
+-- function when it is `fresh` to it.
+local function describe(job, meta, c, has, fresh)
+  local payload, m, f = '', '', ''
+  if c.blob ~= has then payload = redis.call('HGET', job .. ':blobs', c.blob) or '' end
+  if fresh then m, f = redis.call('HGET', job .. ':meta', 'm'), redis.call('GET', job .. ':f') or '' end
+  return c.id, c.at, c.hi, c.attempt, c.crashes, c.blob, payload, meta.stop, meta.sid, m, f
 end
 
 -- A message is sent for the ticket. A child may be just about to linger: it would wait for the ticket in vain, and the
@@ -114,10 +168,33 @@ local function wait_for_message(job, group, ticket)
   redis.call('PEXPIRE', P .. 'waits:' .. group, 60000)
 end
 
+local LARGE = 65536
+
+-- Hands a ticket to a child that lingers, and with it what its first claim would answer: so the child need not ask.
+-- Where that is not one small chunk, it does.
+local function ring(child, job, meta, ticket)
+  local bell = P .. 'bell:' .. child
+  local token, lease, knows = string.match(redis.call('GETDEL', P .. 'await:' .. child) or '', '^(%S+) (%S+) (%S+)')
+  local c
+  if token and has_client(meta) and not more_urgent(meta) then
+    c = lease_next(job, meta, token, ticket, tonumber(lease))
+  end
+  if c then redis.call('HSET', job .. ':meta', 'taken', now_ms()) end
+  if c and redis.call('HSTRLEN', job .. ':blobs', c.blob) + redis.call('STRLEN', job .. ':f') <= LARGE then
+    redis.call('RPUSH', bell, job .. ' ' .. ticket, describe(job, meta, c, '', job ~= knows))
+  else
+    redis.call('RPUSH', bell, job .. ' ' .. ticket)
+  end
+  redis.call('PEXPIRE', bell, 60000)
+end
+
+-- Mints of the offered tickets as many as the job can use. A child that lingers for its session is handed one
+-- directly; returned are those that need a message, in a repeated call too.
 local function mint(job, cap, offered, first)
   local work = redis.call('ZCARD', job .. ':pending') + redis.call('HLEN', job .. ':held')
   local need = math.min(cap, work) - redis.call('ZCARD', job .. ':tickets')
-  local group, at, messages = group_of(job), now_ms(), {}
+  local meta, at, messages = read_meta(job), now_ms(), {}
+  local group = group_of(meta)
   for i = first, first + offered - 1 do
     local ticket = ARGV[i]
     local score = tonumber(redis.call('ZSCORE', job .. ':tickets', ticket))
@@ -129,8 +206,7 @@ local function mint(job, cap, offered, first)
       local idle
       repeat idle = redis.call('ZPOPMIN', P .. 'idle:' .. group) until not idle[1] or tonumber(idle[2]) > at
       if idle[1] then
-        redis.call('RPUSH', P .. 'bell:' .. idle[1], job .. ' ' .. ticket)
-        redis.call('PEXPIRE', P .. 'bell:' .. idle[1], 60000)
+        ring(idle[1], job, meta, ticket)
       else
         messages[#messages + 1] = ticket
         wait_for_message(job, group, ticket)
@@ -140,8 +216,10 @@ local function mint(job, cap, offered, first)
   return messages
 end
 
--- A ticket of the group that waits for a message to arrive, or false: then the child is rung for, for so long.
-local function linger(child, group, ms)
+-- A ticket of the group that waits for a message to arrive, or false: then the child is rung for, for so long. What it
+-- is handed with a chunk is leased to `token`; it `knows` the meta and function of one job.
+local function linger(child, group, ms, token, lease_ms, knows)
+  if redis.call('EXISTS', P .. 'bell:' .. child) == 1 then return false end -- a repeated call
   while true do
     local waits = redis.call('LPOP', P .. 'waits:' .. group)
     if not waits then break end
@@ -150,7 +228,15 @@ local function linger(child, group, ms)
   end
   redis.call('ZADD', P .. 'idle:' .. group, now_ms() + tonumber(ms), child)
   redis.call('PEXPIRE', P .. 'idle:' .. group, 60000)
+  redis.call('SET', P .. 'await:' .. child, table.concat({token, lease_ms, knows, group}, ' '), 'PX', 60000)
   return false
+end
+
+-- Nobody rings for the child any more; whether anybody would have.
+local function unlinger(child)
+  local group = string.match(redis.call('GETDEL', P .. 'await:' .. child) or '', '^%S+ %S+ %S+ (%S+)$')
+  if group then redis.call('ZREM', P .. 'idle:' .. group, child) end
+  return group ~= nil
 end
 
 -- @script open
@@ -201,66 +287,37 @@ return {'ok', redis.call('ZCARD', J .. ':pending'), redis.call('HLEN', J .. ':he
 
 -- @script claim
 -- ARGV: token, ticket, lease ms, first claim of the turn (0/1), blob that the child has, whether it needs the job's
--- meta and function (0/1); then, for a child that lingers when there is no chunk for it: child, group, ms from now
--- Returns {"chunk", id, lo, hi, attempt, crashes, blob, payload | false, stop, session, meta, function}
+-- meta and function (0/1); then, for a child that lingers when there is no chunk for it, what `linger` takes
+-- Returns {"chunk", id, lo, hi, attempt, crashes, blob, payload, stop, session, meta, function}
 -- | {"empty", why} | {"drop", why}; with what `linger` returns at the end, if the child lingers.
 -- | {"yield", job, ticket}: a more urgent job has work, and here is a turn on it.
-local function more_urgent(priority, queue)
-  for _, job in ipairs(redis.call('ZREVRANGEBYSCORE', P .. 'ranks', '+inf', '(' .. priority, 'LIMIT', 0, 50)) do
-    local meta = redis.call('HMGET', job .. ':meta', 'state', 'queue', 'detached', 'sid', 'max')
-    if not meta[1] then
-      redis.call('ZREM', P .. 'ranks', job)
-    elseif meta[1] == 'open' and meta[2] == queue and redis.call('ZCARD', job .. ':pending') > 0
-      and (meta[3] == '1' or redis.call('EXISTS', P .. 's:' .. meta[4]) == 1)
-      and (meta[5] == '0' or redis.call('HLEN', job .. ':held') < tonumber(meta[5])) then
-      return job
-    end
-  end
-end
-
-local state = redis.call('HMGET', J .. ':meta', 'state', 'sid', 'detached', 'max', 'priority', 'queue')
-if not state[1] then return {'drop', 'gone'} end
+local meta = read_meta(J)
+if not meta then return {'drop', 'gone'} end
 local token, ticket, tickets = ARGV[1], ARGV[2], J .. ':tickets'
-local c = held_chunk(J, token)
+local c, why = held_chunk(J, token)
 if not c then
   local function leave(answer, why)
     redis.call('ZREM', tickets, ticket)
     if not ARGV[7] then return {answer, why} end
-    return {answer, why, linger(ARGV[7], ARGV[8], ARGV[9])}
+    return {answer, why, linger(unpack(ARGV, 7))}
   end
-  if state[1] ~= 'open' then return leave('drop', state[1]) end
+  if meta.state ~= 'open' then return leave('drop', meta.state) end
   local score = tonumber(redis.call('ZSCORE', tickets, ticket))
   if not score then return {'drop', 'ticket unknown'} end
   if ARGV[4] == '1' then
     if score > 0 then return {'drop', 'ticket doubled'} end
     redis.call('HSET', J .. ':meta', 'taken', now_ms())
   end
-  if state[3] ~= '1' and redis.call('EXISTS', P .. 's:' .. state[2]) == 0 then return leave('drop', 'session') end
-  local urgent = more_urgent(state[5] or 0, state[6])
+  if not has_client(meta) then return leave('drop', 'session') end
+  local urgent = more_urgent(meta)
   if urgent then
     redis.call('ZADD', urgent .. ':tickets', -now_ms(), token) -- in a repeated call the same one
     return {'yield', urgent, token}
   end
-  local max = tonumber(state[4])
-  if max > 0 and redis.call('HLEN', J .. ':held') >= max then return leave('empty', 'max_running') end
-  local stop = stop_of(J)
-  repeat
-    local popped = redis.call('ZPOPMIN', J .. ':pending')
-    if not popped[1] then return leave('empty', 'nothing pending') end
-    c = read_chunk(J, popped[1])
-  until c
-  if stop >= 0 and stop < c.hi then c.hi = stop end -- not below c.at: such chunks were deleted by the stop
-  c.token = token
-  write_chunk(J, c)
-  redis.call('HSET', J .. ':held', token, c.id .. ' ' .. ticket)
-  redis.call('ZADD', P .. 'leases', now_ms() + tonumber(ARGV[3]), J .. ' ' .. token)
-  redis.call('ZADD', tickets, now_ms(), ticket)
+  c, why = lease_next(J, meta, token, ticket, tonumber(ARGV[3]))
+  if not c then return leave('empty', why) end
 end
-local payload = false
-if c.blob ~= ARGV[5] then payload = redis.call('HGET', J .. ':blobs', c.blob) end
-local meta, f = '', ''
-if ARGV[6] == '1' then meta, f = redis.call('HGET', J .. ':meta', 'm'), redis.call('GET', J .. ':f') end
-return {'chunk', c.id, c.at, c.hi, c.attempt, c.crashes, c.blob, payload, stop_of(J), state[2], meta, f}
+return {'chunk', describe(J, meta, c, ARGV[5], ARGV[6] == '1')}
 
 -- @script report
 -- ARGV: token, from, count, entry ("" for none), new hi (-1: all), finished (0/1)
@@ -303,7 +360,7 @@ if redis.call('ZREM', J .. ':tickets', ARGV[1]) == 0 then
 end
 if ARGV[2] == '' or redis.call('ZCARD', J .. ':pending') == 0 then return 0 end
 redis.call('ZADD', J .. ':tickets', -now_ms(), ARGV[2])
-wait_for_message(J, group_of(J), ARGV[2])
+wait_for_message(J, group_of(read_meta(J)), ARGV[2])
 return 1
 
 -- @script waiting no-writes
@@ -315,14 +372,43 @@ end
 return 0
 
 -- @script linger allow-oom
--- ARGV: child, group (session, or session:queue), until ms from now
+-- ARGV: child, group (session, or session:queue), until ms from now, token, lease ms, job that the child knows
 -- Returns a ticket that waits for a message to arrive, or false: then the child is rung for.
-return linger(ARGV[1], ARGV[2], ARGV[3])
+return linger(unpack(ARGV))
 
 -- @script unlinger allow-oom
--- ARGV: child, group. Returns what was handed to the child at the last moment, or false.
-if redis.call('ZREM', P .. 'idle:' .. ARGV[2], ARGV[1]) == 1 then return false end
-return redis.call('LPOP', P .. 'bell:' .. ARGV[1])
+-- ARGV: child, token. Returns what the child was handed and has not heard of, or an empty list.
+local bell = redis.call('LPOP', P .. 'bell:' .. ARGV[1], 100)
+if bell then return bell end
+if unlinger(ARGV[1]) then return {} end
+for _, member in ipairs(redis.call('ZRANGE', P .. 'leases', 0, -1)) do -- it was taken, and the reply was lost
+  local job, token = string.match(member, '^(%S+) (%S+)$')
+  local c = token == ARGV[2] and held_chunk(job, token)
+  if c then return {job .. ' ' .. c.ticket} end
+end
+return {}
+
+-- @script rouse allow-oom
+-- A child that lingers need not any more. ARGV: child
+if unlinger(ARGV[1]) then
+  redis.call('RPUSH', P .. 'bell:' .. ARGV[1], '')
+  redis.call('PEXPIRE', P .. 'bell:' .. ARGV[1], 60000)
+end
+return 1
+
+-- @script bury allow-oom
+-- A child is dead: it is handed nothing more. ARGV: child. Returns {job, token, ...} of the leases that it has.
+local answer = {}
+unlinger(ARGV[1])
+redis.call('DEL', P .. 'bell:' .. ARGV[1])
+for _, member in ipairs(redis.call('ZRANGE', P .. 'leases', 0, -1)) do
+  local job, token = string.match(member, '^(%S+) (%S+)$')
+  if string.sub(token, 1, #ARGV[1]) == ARGV[1] then
+    answer[#answer + 1] = job
+    answer[#answer + 1] = token
+  end
+end
+return answer
 
 -- @script release allow-oom
 -- A lease ends without its chunk being done. ARGV: token, why ("crash" | "return"), culprit, culprit end (-1, -1:

@@ -16,21 +16,30 @@ class Hearing:
     Args:
         idle: whether no child works.
         waiting: number of messages that wait in our queues; may raise when the broker is away.
+        rouse: has children that linger take messages again: perhaps none was taken only because of them.
         reconnect: makes the consumer connect anew; harmless when it was not deaf.
         patience: seconds for which it must have looked deaf.
     """
 
     def __init__(
-        self, idle: Callable[[], bool], waiting: Callable[[], int], reconnect: Callable[[], None], patience: float
+        self,
+        idle: Callable[[], bool],
+        waiting: Callable[[], int],
+        rouse: Callable[[], None],
+        reconnect: Callable[[], None],
+        patience: float,
     ) -> None:
-        self._idle, self._waiting, self._reconnect, self._patience = idle, waiting, reconnect, patience
+        self._idle, self._waiting, self._rouse, self._reconnect, self._patience = (
+            idle, waiting, rouse, reconnect, patience,
+        )  # fmt: skip
         self._since: float | None = None
 
     def look(self, now: float) -> bool:
         """Called every few seconds; whether the consumer was found deaf.
 
-        >>> hearing = Hearing(lambda: True, lambda: 3, lambda: print("again"), patience=10.0)
+        >>> hearing = Hearing(lambda: True, lambda: 3, lambda: print("wake up"), lambda: print("again"), patience=10.0)
         >>> hearing.look(0.0), hearing.look(5.0)
+        wake up
         (False, False)
         >>> hearing.look(11.0)
         again
@@ -40,6 +49,7 @@ class Hearing:
             self._since = None
         elif self._since is None:
             self._since = now
+            self._rouse()
         elif now - self._since >= self._patience:
             self._since = None
             self._reconnect()

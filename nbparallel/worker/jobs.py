@@ -5,6 +5,8 @@ Receives sealed blobs from the store, hands a ``LoadedJob`` to ``turn.py``.
 
 from __future__ import annotations
 
+import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +14,14 @@ from typing import Any
 from ..envelope import Depot, Payload, open_body, open_meta, open_payload, place
 from ..errors import WireError
 from ..pickling import check_versions, load_function
-from ..seeding import Seeded
+from ..seeding import Seeded, reseed
 from ..shared import load, noting
 from ..store.protocol import Claim
 
-__all__ = ["LoadedJob", "load_job"]
+__all__ = ["JOBS_KEPT", "LoadedJob", "LoadedJobs", "load_job"]
+
+#: Functions that a process keeps; a turn of another job in between must not unload them.
+JOBS_KEPT = 8
 
 #: Functions of at least so many bytes are not kept when their job is over.
 LARGE = 1 << 20
@@ -55,6 +60,41 @@ class LoadedJob:
         elif self.last is None or self.last.blob != blob:
             raise LookupError(f"the payload {blob} of job {self.job} is no longer there")
         return self.last
+
+
+class LoadedJobs(OrderedDict[str, LoadedJob]):
+    """The jobs that a worker process has loaded, by key prefix; the one that was used last is the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._used = ""
+
+    def use(self, loaded: LoadedJob) -> LoadedJob:
+        """Begin with a chunk of this job."""
+        self[loaded.job] = loaded
+        self.move_to_end(loaded.job)
+        while len(self) > JOBS_KEPT:
+            self.popitem(last=False)
+        if loaded.job != self._used:
+            # Neither the parent's random state, which all children inherit, nor what the job before left of it.
+            self._used = loaded.job
+            reseed()
+            logging.getLogger().setLevel(loaded.options.get("log_level", logging.getLogger().level))
+        return loaded
+
+    def large(self) -> list[str]:
+        """Those that should go when they are over."""
+        return [job for job, loaded in list(self.items()) if loaded.large]
+
+    def blob_of(self, job: str) -> str:
+        """Which payload of a job is here; "" when none is."""
+        loaded = self.get(job)
+        return loaded.last.blob if loaded and loaded.last else ""
+
+    def name_of(self, job: str) -> str:
+        """What the user calls a job; "" when it is not here."""
+        loaded = self.get(job)
+        return str(loaded.options["name"]) if loaded else ""
 
 
 def load_job(key: bytes, job: str, claim: Claim, depot: Depot | None = None) -> LoadedJob:

@@ -96,6 +96,7 @@ class _Worker:
             self.supervisor.hearing = Hearing(
                 self.supervisor.idle,
                 self.courier.waiting,
+                self.supervisor.rouse,
                 lambda: sender.hub.call_soon(_lose_connection),
                 self.config.settings.lease_seconds,
             )
@@ -233,7 +234,7 @@ class _Worker:
         return "next" if successor else "done"
 
     def _publish_next(self, job: str, ticket: str) -> None:
-        name = quote(self.child.name_of(job) if self.child else "")[:MOST_NAME]
+        name = quote(self.child.jobs.name_of(job) if self.child else "")[:MOST_NAME]
         self.supervisor.tell(f"publish {job} {ticket} {self.queue} {name}")
 
 

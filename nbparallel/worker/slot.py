@@ -111,6 +111,10 @@ class Slot:
         """Process id of the child that owns the slot, or 0."""
         return self.words[PID]
 
+    def stamp(self) -> str:
+        """What the tokens of the child that owns the slot begin with."""
+        return self._read(_STAMP, _STAMP_SIZE)
+
     def forget(self) -> None:
         """The child is dead and what it held was released."""
         self.words[SERIAL] = 0
@@ -126,7 +130,7 @@ class Slot:
             picture = Running(
                 words[PID],
                 serial,
-                make_token(self._read(_STAMP, _STAMP_SIZE), serial),
+                make_token(self.stamp(), serial),
                 self._read(_JOB, _JOB_SIZE),
                 self._read(_TICKET, _TICKET_SIZE),
                 words[INDEX],

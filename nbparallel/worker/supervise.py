@@ -157,6 +157,7 @@ class Supervisor:
             self._safely(self._interrupts)
             self._safely(self._check_memory)
             if self._leaving:
+                self._safely(self.rouse)
                 self._safely(self._return_tails)
             now = time.monotonic()
             if now >= renew_at:
@@ -220,18 +221,25 @@ class Supervisor:
 
     def _release(self, slot: Slot, pid: int, how: str) -> None:
         """What a dead child held is pending again; the item that killed it too often becomes an error."""
-        running = slot.running()
+        running, stamp = slot.running(), slot.stamp()
         slot.forget()
-        if running is None:
-            return
+        if running is not None:
+            self._release_running(slot, running, pid, how)
+        for job, token in self._store.bury(stamp):  # what it was just handed, or had just finished
+            self._return(job, token)
+
+    def _return(self, job: str, token: str) -> None:
+        ticket = keys.new_id()
+        if self._store.release(job, token, "return", ticket=ticket).publish:
+            self._publish_anew(job, ticket)
+
+    def _release_running(self, slot: Slot, running: Running, pid: int, how: str) -> None:
         killed_for = self._interrupter.ended(slot, running)
         processes.kill_group(pid)
         ticket, heir = keys.new_id(), keys.new_id()
         end = running.index + max(running.count, 1) if running.index >= 0 else -1
         if self._leaving or killed_for in (slots.CANCELLED, slots.LOST):
-            answer = self._store.release(running.job, running.token, "return", ticket=ticket)
-            if answer.publish:
-                self._publish_anew(running.job, ticket)
+            self._return(running.job, running.token)
             return
         if used := self._oversized.pop(running.token, 0):
             killed_for = slots.OUT_OF_MEMORY
@@ -319,6 +327,12 @@ class Supervisor:
                 new_hi = running.index + max(running.count, 1)
                 self._store.report(running.job, running.token, 0, 0, b"", new_hi=new_hi)
                 self._returned.add(running.token)
+
+    def rouse(self) -> None:
+        """Children that linger return to Celery."""
+        for slot in self._slots.owned():
+            if slot.running() is None:
+                self._store.rouse(slot.stamp())
 
     def idle(self) -> bool:
         """Whether no child holds a lease."""

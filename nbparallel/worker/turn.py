@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import logging
 import os
 import signal
 import socket
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
@@ -27,14 +25,13 @@ from ..errors import ClusterError, SerializationError, WireError
 from ..model import ErrorRecord
 from ..planning import TRIPS
 from ..remote import capture
-from ..seeding import reseed
 from ..settings import Settings
 from ..store import keys
-from ..store.protocol import Claim, Reported, Store
+from ..store.protocol import Claim, Handed, Lingerer, Reported, Store
 from . import slot as slots
 from .capture import Capture
 from .execute import ChunkRun, ItemInterrupted
-from .jobs import LoadedJob, load_job
+from .jobs import LoadedJob, LoadedJobs, load_job
 from .sharing import SharedValues
 from .slot import Slot, make_token
 
@@ -42,15 +39,14 @@ T = TypeVar("T")
 
 __all__ = ["Child"]
 
-#: Functions that a process keeps; a turn of another job in between must not unload them.
-JOBS_KEPT = 8
 #: How often, in seconds, the flusher looks at the running chunk.
 FLUSHER_SECONDS = 0.025
 #: Far from the store the times below last at least so many round trips: a turn, an idle turn's wait for more work, a
 #: chunk until its tail is handed back, the pause between two reports. A ticket costs some ten of them, a chunk one.
 TURN_TRIPS, LINGER_TRIPS, BUDGET_TRIPS, FLUSH_TRIPS = 30, 3, 2 * TRIPS, 2
-#: Pauses, in seconds, after which an idle process looks whether what it holds is still needed: first and longest.
-FIRST_REST, LAST_REST = 1.0, 60.0
+#: Pauses, in seconds, after which an idle process looks whether what it holds is still needed: first and longest, and
+#: longest while it lingers.
+FIRST_REST, LAST_REST, LINGER_REST = 1.0, 60.0, 4.0
 #: Longest pause, in seconds, between attempts to reach a store that is away.
 PAUSE_LIMIT = 1.0
 
@@ -89,8 +85,7 @@ class Child:
         self._stamp = os.urandom(8).hex()
         self._serial = 0
         self._name = f"{socket.gethostname()}:{os.getpid()}"
-        self._jobs: OrderedDict[str, LoadedJob] = OrderedDict()
-        self._last_job = ""
+        self.jobs = LoadedJobs()
         self._lock = threading.Lock()  # one report at a time, and the connection is shared with the flusher
         self._run: ChunkRun | None = None
         self._current: tuple[str, str] = ("", "")  # job and token of the running chunk
@@ -147,11 +142,6 @@ class Child:
             self._slot.child_rests()
             self._busy.clear()
 
-    def name_of(self, job: str) -> str:
-        """What the user calls a job, given its key; "" when it is not loaded any more."""
-        loaded = self._jobs.get(job)
-        return str(loaded.options["name"]) if loaded else ""
-
     def _turn(self, job: str, ticket: str) -> tuple[str, str] | None:
         claim = self._claim(job, ticket, first=True)
         while True:
@@ -170,22 +160,17 @@ class Child:
                 self._deadline = time.monotonic() + self._far(self._settings.turn_seconds, TURN_TRIPS)
                 claim = self._claim(job, ticket, first=True)
                 continue
-            loaded = self._jobs.get(job)
+            loaded = self.jobs.get(job)
             if claim.state == "drop" and not claim.why.startswith("ticket"):
-                self._jobs.pop(job, None)  # the job is over, not just its ticket
-            handed = claim.handed
-            if handed is None:
-                rest = self._linger_ms()
-                if loaded is None or not (rest or claim.lingers):
-                    return None
-                handed = self._linger(_group(loaded), rest, claim.lingers)
+                self.jobs.pop(job, None)  # the job is over, not just its ticket
+            handed = claim.handed or (self._linger(loaded, claim.lingers) if loaded else None)
             if handed is None:
                 return None
-            job, ticket = handed
+            job, ticket = handed.job, handed.ticket
             if self._alone():  # nobody else waits for this turn to end: another one begins
                 self._deadline = time.monotonic() + self._far(self._settings.turn_seconds, TURN_TRIPS)
             self._busy.set()
-            claim = self._claim(job, ticket, first=True)
+            claim = self._accept(handed)
 
     def _far(self, seconds: float, trips: int) -> float:
         """A time (0: none at all) as it is near the store, and longer where each call takes long."""
@@ -208,34 +193,60 @@ class Child:
         return self._depot is not None and self._depot.local
 
     def _claim(self, job: str, ticket: str, first: bool) -> Claim:
-        token = self._next_token(job, ticket)
+        self._serial += 1
+        return self._ask(job, ticket, first)
+
+    def _ask(self, job: str, ticket: str, first: bool) -> Claim:
+        self._slot.child_claims(self._serial, job, ticket)
 
         def call() -> Claim:
-            fresh, have = job not in self._jobs, self._have(job)
-            return self._store.claim(job, token, ticket, lease=self._lease, first=first, have=have, fresh=fresh)
+            fresh, have = job not in self.jobs, self.jobs.blob_of(job)
+            return self._store.claim(job, self._token(), ticket, lease=self._lease, first=first, have=have, fresh=fresh)
 
         with self._lock:
             return self._persist(call)
 
-    def _next_token(self, job: str, ticket: str) -> str:
-        self._serial += 1
-        self._slot.child_claims(self._serial, job, ticket)
+    def _token(self) -> str:
         return make_token(self._stamp, self._serial)
 
-    def _have(self, job: str) -> str:
-        loaded = self._jobs.get(job)
-        return loaded.last.blob if loaded and loaded.last else ""
+    # -- lingering -----------------------------------------------------------------------------------------------------
 
-    def _linger_ms(self) -> int:
-        """Milliseconds for which this turn may linger; 0: it may not."""
-        rest = min(self._far(self._settings.linger_seconds, LINGER_TRIPS), self._deadline - time.monotonic())
-        return 0 if self._slot.asked_to_hand_back() else max(0, int(rest * 1000))
+    def _may_linger(self) -> float:
+        """Seconds for which this turn may linger; 0.0: it may not."""
+        if self._slot.asked_to_hand_back():
+            return 0.0
+        rest = self._far(self._settings.linger_seconds, LINGER_TRIPS)
+        return rest if self._alone() else max(0.0, min(rest, self._deadline - time.monotonic()))
 
-    def _linger(self, group: str, ms: int, expected: bool) -> tuple[str, str] | None:
+    def _lingerer(self, loaded: LoadedJob, seconds: float) -> Lingerer:
+        ms = int(1000 * min(seconds, self._far(FIRST_REST, LINGER_TRIPS)))
+        return Lingerer(self._stamp, _group(loaded), ms, self._token(), self._lease, loaded.job)
+
+    def _linger(self, loaded: LoadedJob, expected: bool) -> Handed | None:
+        """Wait for more work of the job's session; now and then what nobody needs any more is let go meanwhile."""
         self._busy.clear()  # the flusher rests, too
-        with self._lock, contextlib.suppress(ClusterError):
-            return self._store.linger(self._stamp, group, ms, expected)
-        return None  # the store is away: nothing is held, and the client replaces tickets that were lost
+        left = self._may_linger()
+        until, who = time.monotonic() + left, self._lingerer(loaded, left)
+        while left > 0 or expected:
+            with self._lock:
+                try:
+                    handed = self._store.linger(who, expected)
+                except ClusterError:  # it may have been handed something all the same
+                    return self._persist(lambda who=who: self._store.unlinger(who))  # type: ignore[misc]
+                if handed is not None:
+                    return handed if handed.job else None
+                self._let_go()
+            left, expected = until - time.monotonic(), False
+            who = who._replace(ms=int(1000 * min(left, LINGER_REST)))
+        return None
+
+    def _accept(self, handed: Handed) -> Claim:
+        """The first claim on what this process was handed, under the token with which it lingered."""
+        claim = handed.claim
+        if claim is None or not (claim.meta or handed.job in self.jobs):
+            return self._ask(handed.job, handed.ticket, first=True)
+        self._slot.child_claims(self._serial, handed.job, handed.ticket)
+        return claim
 
     def _leave(self, job: str, ticket: str) -> tuple[str, str] | None:
         successor = keys.new_id()
@@ -246,7 +257,7 @@ class Child:
 
     def _load(self, job: str, claim: Claim) -> LoadedJob | None:
         """The job's function; None when it cannot run here, which ends the job with a verdict."""
-        loaded = self._jobs.get(job)
+        loaded = self.jobs.get(job)
         if loaded is None:
             with self._lock:
                 self._let_go()
@@ -262,16 +273,7 @@ class Child:
             if reason or loaded is None:
                 self._give_verdict(job, reason, "versions" if loaded else "")
                 return None
-            self._jobs[job] = loaded
-            while len(self._jobs) > JOBS_KEPT:
-                self._jobs.popitem(last=False)
-        self._jobs.move_to_end(job)
-        if job != self._last_job:
-            # Neither the parent's random state, which all children inherit, nor what the job before left of it.
-            self._last_job = job
-            reseed()
-            logging.getLogger().setLevel(loaded.options.get("log_level", logging.getLogger().level))
-        return loaded
+        return self.jobs.use(loaded)
 
     def _advice(self, job: str, claim: Claim, error: BaseException) -> str:
         """What to do when it is a module that this worker lacks, and who wants it."""
@@ -295,7 +297,7 @@ class Child:
         run = self._prepare(loaded, claim)
         if run is None:
             return None
-        self._current = loaded.job, make_token(self._stamp, self._serial)
+        self._current = loaded.job, self._token()
         self._run = run
         try:
             run.value_bytes = loaded.value_bytes
@@ -366,7 +368,7 @@ class Child:
         )
         run.values = [None] * (claim.hi - claim.lo)
         run.errors = dict.fromkeys(range(claim.lo, claim.hi), record)
-        self._current = loaded.job, make_token(self._stamp, self._serial)
+        self._current = loaded.job, self._token()
         self._report(run, finished=True)
 
     # -- reports -------------------------------------------------------------------------------------------------------
@@ -397,15 +399,13 @@ class Child:
         with self._lock:
             lo, count, entry = self._entry(run)
             job, token = self._current
-            have = self._have(job)
             self._slot.words[slots.INDEX] = -1
             serial, self._serial = self._serial, self._serial + 1
-            next_token = make_token(self._stamp, self._serial)
-            rest = self._linger_ms()
-            linger = (self._stamp, _group(loaded), rest) if rest else None
+            rest = self._may_linger()
+            linger = self._lingerer(loaded, rest) if rest else None
             report_and_claim = partial(
                 self._store.report_and_claim, job, token, lo, count, entry,
-                next_token=next_token, ticket=ticket, lease=self._lease, have=have, linger=linger,
+                next_token=self._token(), ticket=ticket, lease=self._lease, have=self.jobs.blob_of(job), linger=linger,
             )  # fmt: skip
 
             self._slot.child_claims(self._serial, job, ticket)
@@ -416,7 +416,9 @@ class Child:
                 self._slot.child_claims(serial, job, ticket)
                 self._persist(partial(self._store.report, job, token, lo, count, entry, finished=True), work=True)
                 self._slot.child_claims(self._serial, job, ticket)
-                return self._persist(report_and_claim, work=True)[1]
+                # The reply may have been lost, and this process rung for meanwhile.
+                handed = self._persist(lambda: self._store.unlinger(linger)) if linger else None
+                return Claim("empty", handed=handed) if handed else self._persist(report_and_claim, work=True)[1]
 
     def _entry(self, run: ChunkRun) -> tuple[int, int, bytes]:
         block = run.take()
@@ -470,17 +472,16 @@ class Child:
 
     def _holds(self) -> bool:
         """Whether this process has something that it should let go of when nobody needs it any more."""
-        return bool(shared.loaded()) or any(loaded.large for loaded in list(self._jobs.values()))
+        return bool(shared.loaded() or self.jobs.large())
 
     def _let_go(self) -> None:
         """Hold nothing more of large functions whose jobs are over, and of shared values that were given up."""
         if not self._holds():
             return
         with contextlib.suppress(ClusterError):
-            large = [job for job, loaded in self._jobs.items() if loaded.large]
-            over = [job for job in large if self._store.peek(job).state != "open"]
+            over = [job for job in self.jobs.large() if self._store.peek(job).state != "open"]
             for job in over:
-                del self._jobs[job]
+                del self.jobs[job]
             if self._values.let_go() or over:
                 gc.collect()  # functions and their globals refer to each other
 

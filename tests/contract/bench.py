@@ -14,13 +14,18 @@ from support import Server, eventually
 from nbparallel.model import Chunk
 from nbparallel.store import keys
 from nbparallel.store.fake import MemoryStore
-from nbparallel.store.protocol import Claim, Opening, Reported, Store, Submission, Submitted
+from nbparallel.store.protocol import Claim, Lingerer, Opening, Reported, Store, Submission, Submitted
 from nbparallel.store.real import RedisStore
 
 #: A lease that outlives any test, in ms; and one that has expired when it is given.
 LONG, EXPIRED = 3_600_000, -1
 
 SID = "session"
+
+
+def lingerer(child: str = "child", ms: int = 5, group: str = SID, token: str = "", knows: str = "-") -> Lingerer:
+    """A child that waits for work."""
+    return Lingerer(child, group, ms, token or f"{child}-token", LONG, knows)
 
 
 @dataclass

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import redis
-from contract.bench import EXPIRED, LONG, SID, Bench, memory_bench, server_bench
+from contract.bench import EXPIRED, LONG, SID, Bench, lingerer, memory_bench, server_bench
 from support import Server, free_port, running_server
 
 from nbparallel.errors import ClusterError, ConnectionFailed, NbparallelError, StoreFull
 from nbparallel.ordering import Ranges
 from nbparallel.store import keys
 from nbparallel.store.fake import MemoryStore
+from nbparallel.store.fake_idle import MemoryIdle
 from nbparallel.store.protocol import Opening
 from nbparallel.store.real import RedisStore, _scripts
 
@@ -35,6 +36,7 @@ def populate(bench: Bench) -> None:
     bench.start((0, 4), (4, 8))
     bench.raw.zadd(f"{bench.store.prefix}idle:{SID}", {"child": 1e15, "other": 1e15})
     bench.submit((8, 12))
+    bench.raw.set(f"{bench.store.prefix}await:child", f"token 1 - {SID}")
     bench.report("k0", 0, 1)
     bench.store.beat("w", b"says", LONG)
     bench.store.put_shared("one", b"sealed", LONG)
@@ -70,7 +72,7 @@ def test_close_leaves_a_tombstone(real: Bench) -> None:
     real.store.end_session(SID)
     real.store.unbeat("w")
     real.store.drop_shared(["one"])
-    assert names(real) == {"J:meta", "P bell:child"}
+    assert names(real) == {"J:meta", "P await:child", "P bell:child"}
     assert 0 < real.raw.pttl(f"{real.job}:meta") <= LONG
     assert 0 < real.raw.pttl(f"{real.store.prefix}bell:child") <= 60_000
 
@@ -126,13 +128,16 @@ def test_a_ticket_that_comes_as_the_child_gives_up_is_taken(real: Bench, monkeyp
     exchange = real.store._lines.exchange
 
     def too_late(*commands: Any) -> Any:
-        if commands[0][0] != "BLPOP":
+        if commands[0][0] != "BLMPOP":
             return exchange(*commands)
         assert real.submit((0, 1)).tickets == [], "the child was rung for"
         return [None]
 
     monkeypatch.setattr(real.store._lines, "exchange", too_late)
-    assert real.store.linger("child", SID, 5) == (real.job, "t0")
+    handed = real.store.linger(lingerer())
+    assert handed is not None
+    assert (handed.job, handed.ticket) == (real.job, "t0")
+    assert handed.claim is not None
 
 
 # --- what was reported ----------------------------------------------------------------------------------------------
@@ -201,7 +206,10 @@ WORKS: dict[str, Callable[[Bench], object]] = {
     "session_beat": lambda b: b.store.session_beat(SID, b"beat", LONG) is None,
     "wake": lambda b: b.store.wake(SID) is None,
     "waiting": lambda b: isinstance(b.store.waiting(SID), bool),
-    "linger": lambda b: b.store.linger("child", SID, 5) in (None, (b.job, "t1"), (b.job, "t2")),
+    "linger": lambda b: b.store.linger(lingerer()) in (None, (b.job, "t1", None), (b.job, "t2", None)),
+    "unlinger": lambda b: b.store.unlinger(lingerer()) is None,
+    "rouse": lambda b: b.store.rouse("child") is None,
+    "bury": lambda b: b.store.bury("k") == [(b.job, "k0"), (b.job, "k1")],
     "end_session": lambda b: b.store.end_session(SID) is None,
     "run_id": lambda b: b.store.run_id(),
     "jobs": lambda b: b.store.jobs() == {b.job: b"label"},
@@ -244,7 +252,7 @@ def test_a_full_server_takes_nothing_new(full: Bench, call: str) -> None:
 
 def test_every_call_is_tried_on_a_full_server() -> None:
     """The two lists above hold every method of a store."""
-    methods = {name for name in vars(MemoryStore) if not name.startswith("_")}
+    methods = {name for name in (*vars(MemoryStore), *vars(MemoryIdle)) if not name.startswith("_")}
     assert {*WORKS, *REFUSED} == methods - {"wipe", "listen", "close_connections"}
 
 
@@ -326,7 +334,7 @@ def test_no_foreign_error_comes_through(kind: type[Exception], monkeypatch: pyte
         lambda: store.session_beat(SID, b"", None),
         lambda: store.end_session(SID),
         lambda: store.listen(print, lambda: True),
-        lambda: store.linger("child", SID, 1),
+        lambda: store.linger(lingerer()),
         lambda: store.submit("job", 0, [], [], Opening(SID, b"", b"", 0, False, 1, "")),
         store.run_id,
         store.check_server,

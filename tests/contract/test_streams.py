@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from contract.bench import LONG, SID, Bench
+from contract.bench import LONG, SID, Bench, lingerer
 from support import eventually
 
 from nbparallel.model import Chunk
-from nbparallel.store.protocol import Claim, Submission
+from nbparallel.store.protocol import Claim, Handed, Submission
 
 #: Longer than any test should block, in ms, and shorter than the time in which a silent server counts as away.
 BLOCK = 4000
@@ -108,7 +108,8 @@ def test_a_child_without_work_lingers_at_once(bench: Bench, thread: ThreadPoolEx
     (ticket,) = bench.start((0, 2))
 
     def finish(token: str, lo: int, next_token: str, ticket: str) -> Claim:
-        known = {"ticket": ticket, "lease": LONG, "have": "", "linger": ("child", SID, BLOCK)}
+        who = lingerer(ms=BLOCK, token=next_token)
+        known = {"ticket": ticket, "lease": LONG, "have": "", "linger": who}
         claim = bench.store.report_and_claim(bench.job, token, lo, 2, b"e", next_token=next_token, **known)[1]  # type: ignore[arg-type]
         assert claim.state == "empty"
         return claim
@@ -117,17 +118,18 @@ def test_a_child_without_work_lingers_at_once(bench: Bench, thread: ThreadPoolEx
     assert claim.handed is None
     if claim.lingers:  # it is rung for already
         assert bench.submit((2, 4)).tickets == []
-    waits = thread.submit(bench.store.linger, "child", SID, BLOCK, claim.lingers)
+    waits = thread.submit(bench.store.linger, lingerer(ms=BLOCK, token="n"), claim.lingers)
     if not claim.lingers:
         eventually(lambda: bench.submit((2, 4)).tickets == [] or waits.done(), within=20, what="the child is rung for")
     handed = waits.result(20)
     assert handed is not None
-    assert bench.claim("k1", handed[1]).lo == 2
+    assert handed.claim is not None
+    assert handed.claim.lo == 2
     bench.open(other := bench.job[:-1] + "7")
     chunks = [Submission(1, Chunk("c", 0, 2, 1, "b"), b"p")]
     assert bench.store.submit(other, 1, ["waits"], chunks).tickets == ["waits"]
-    claim = finish("k1", 2, "n2", handed[1])
-    assert (claim.handed or bench.store.linger("child", SID, 5, claim.lingers)) == (other, "waits")
+    claim = finish("n", 2, "n2", handed.ticket)
+    assert (claim.handed or bench.store.linger(lingerer(token="n2"), claim.lingers)) == Handed(other, "waits")
 
 
 def test_no_time_means_no_waiting(bench: Bench) -> None:
@@ -136,7 +138,7 @@ def test_no_time_means_no_waiting(bench: Bench) -> None:
     assert bench.store.read({bench.job: "0"}, 0) == []
     bench.report("k0", 0, 1)
     assert len(bench.store.read({bench.job: "0"}, 0)) == 1
-    assert bench.store.linger("child", SID, 0) is None
+    assert bench.store.linger(lingerer(ms=0)) is None
 
 
 def test_wake_ups_do_not_pile_up(bench: Bench) -> None:
@@ -166,39 +168,134 @@ def test_a_read_trims_first(bench: Bench) -> None:
     assert left == entries[1:]
 
 
-def linger(bench: Bench, thread: ThreadPoolExecutor, ms: int = BLOCK) -> Future[tuple[str, str] | None]:
-    """A child that lingers for the session, in another thread."""
-    return thread.submit(bench.store.linger, "child", SID, ms)
-
-
-def test_a_lingering_child_is_handed_the_next_ticket(bench: Bench, thread: ThreadPoolExecutor) -> None:
-    """A ticket minted while a child of the session lingers needs no message: the child has it."""
-    bench.open()
-    waits, numbers = linger(bench, thread), iter(range(1000))
+def hand(bench: Bench, thread: ThreadPoolExecutor, payload: bytes = b"payload", **known: str) -> Handed:
+    """What a child is handed that lingers for the session in another thread, until the job gets work."""
+    waits = thread.submit(bench.store.linger, lingerer(ms=BLOCK, **known))
 
     def handed() -> bool:
-        at = next(numbers)
-        return not bench.store.submit(
-            bench.job, 9999, [f"h{at}"], [Submission(at + 1, Chunk(f"c{at}", at, at + 1, 1, "b"), b"")]
-        ).tickets
+        at = next(bench.serials) - 1
+        chunks = [Submission(at + 1, Chunk(f"c{at}", at, at + 1, 1, "b"), payload)]
+        return not bench.store.submit(bench.job, 9999, [f"h{at}"], chunks).tickets
 
     eventually(handed, what="a ticket is handed to the child")
     found = waits.result(BLOCK / 1000 - 1)
     assert found is not None
-    assert found[0] == bench.job
-    assert bench.claim("k", found[1]).state == "chunk"
+    assert found.job == bench.job
+    return found
+
+
+def test_a_lingering_child_is_handed_the_next_chunk(bench: Bench, thread: ThreadPoolExecutor) -> None:
+    """Work that comes while a child of the session lingers needs neither a message nor a claim: the child has it."""
+    bench.open()
+    handed = hand(bench, thread)
+    claim = handed.claim
+    assert claim is not None
+    assert (claim.lo, claim.hi, claim.payload, claim.meta, claim.function) == (0, 1, b"payload", b"meta", b"function")
+    assert (claim.attempt, claim.stop, claim.sid, claim.blob) == (1, -1, SID, "b")
+    assert bench.claim("child-token", handed.ticket, fresh=True) == claim, "it is leased to the child's next token"
+    assert bench.claim("another", handed.ticket).why == "ticket doubled"
+    assert bench.store.peek(bench.job).held == 1
+    assert bench.report("child-token", claim.lo, 1).state == "ok"
+
+
+def test_a_child_is_not_told_what_it_knows(bench: Bench, thread: ThreadPoolExecutor) -> None:
+    """Of the job whose function it has it gets the chunk alone."""
+    bench.open()
+    claim = hand(bench, thread, knows=bench.job).claim
+    assert claim is not None
+    assert (claim.payload, claim.meta, claim.function) == (b"payload", b"", b"")
+
+
+def test_a_large_chunk_is_asked_for(real: Bench, thread: ThreadPoolExecutor) -> None:
+    """The child is handed the ticket of a payload that should not be copied once more, and has its lease."""
+    real.open()
+    handed = hand(real, thread, payload=bytes(100_000))
+    assert handed.claim is None
+    assert real.claim("child-token", handed.ticket).payload == bytes(100_000)
+
+
+@pytest.mark.parametrize("why", ["max_running", "urgent", "session"])
+def test_a_child_is_handed_no_chunk_that_it_should_not_run(bench: Bench, thread: ThreadPoolExecutor, why: str) -> None:
+    """It is handed a ticket then, and told when it claims."""
+    bench.open(max_running=int(why == "max_running"))
+    if why == "max_running":
+        (ticket,) = bench.submit((5, 9)).tickets
+        assert bench.claim("k", ticket).state == "chunk"
+        bench.serials = iter(range(2, 1000))
+    elif why == "urgent":
+        bench.open(other := bench.job[:-1] + "7", priority=1)
+        bench.store.submit(other, 0, [], [Submission(1, Chunk("c", 0, 2, 1, "b"), b"p")])
+    waits = thread.submit(bench.store.linger, lingerer(ms=BLOCK))
+    if why == "session":
+        bench.store.end_session(SID)
+    found: list[str] = []
+
+    def handed() -> bool:
+        at = 10 + len(found)
+        found.append("")
+        return not bench.submit((at, at + 1), cap=9999).tickets
+
+    if why == "session":  # which forgot its children, too
+        assert bench.submit((0, 1)).tickets
+        assert waits.result(BLOCK / 1000 + 1) is None
+        return
+    eventually(handed, what="a ticket is handed to the child")
+    handed_over = waits.result(BLOCK / 1000 - 1)
+    assert handed_over is not None
+    assert handed_over.claim is None
+    claim = bench.claim("child-token", handed_over.ticket)
+    assert (claim.state, claim.why) == {"max_running": ("empty", "max_running"), "urgent": ("yield", "")}[why]
+
+
+def test_a_child_that_is_roused_goes(bench: Bench, thread: ThreadPoolExecutor) -> None:
+    """It hears so at once, and work that comes later needs a message; whoever does not linger is left alone."""
+    bench.store.rouse("child")
+    assert bench.store.linger(lingerer()) is None
+    waits = thread.submit(bench.store.linger, lingerer(ms=BLOCK))
+    eventually(lambda: bench.store.rouse("child") or waits.done(), what="the child hears it")
+    assert waits.result() == Handed("", "")
+    bench.open()
+    assert len(bench.submit((0, 1)).tickets) == 1
+
+
+def test_what_a_dead_child_held_is_found(bench: Bench, thread: ThreadPoolExecutor) -> None:
+    """Leases of its tokens are named, those of others are not; and it is handed nothing more."""
+    bench.open()
+    hand(bench, thread, token="child-2")
+    assert bench.claim("other-1", bench.submit((500, 501), cap=9999).tickets[0]).state == "chunk"
+    assert bench.store.bury("child-") == [(bench.job, "child-2")]
+    assert bench.store.release(bench.job, "child-2", "return").state == "ok"
+    assert bench.store.bury("child-") == []
+
+
+def test_a_dead_child_is_rung_for_no_more(bench: Bench, thread: ThreadPoolExecutor) -> None:
+    """Work that comes after its death is published, though its time to linger is not over."""
+    waits = thread.submit(bench.store.linger, lingerer(ms=300))
+    bench.open()
+    published = [bench.store.bury("child") or bench.submit((lo, lo + 1), cap=9999).tickets for lo in range(50)]
+    assert published[-1], "buried when it lingered already"
+    waits.result(BLOCK / 1000)
+
+
+def test_work_whose_bell_was_not_heard_is_found(bench: Bench, thread: ThreadPoolExecutor) -> None:
+    """A child whose connection broke asks what it was handed, and claims it with the same token."""
+    bench.open()
+    assert bench.store.unlinger(lingerer()) is None
+    handed = hand(bench, thread)
+    assert bench.store.unlinger(lingerer()) == Handed(bench.job, handed.ticket)
+    assert bench.claim("child-token", handed.ticket, fresh=True) == handed.claim
 
 
 def test_nothing_comes_when_nothing_is_minted(bench: Bench) -> None:
     """Lingering ends in its time without work, and work that comes later is published."""
-    assert bench.store.linger("child", SID, 5) is None
+    assert bench.store.linger(lingerer()) is None
     bench.open()
     assert len(bench.submit((0, 1)).tickets) == 1
 
 
 def test_a_child_lingers_for_its_own_session(bench: Bench, thread: ThreadPoolExecutor) -> None:
     """Work of another session is not handed to it."""
-    waits = thread.submit(bench.store.linger, "child", "another", 200)
+    waits = thread.submit(bench.store.linger, lingerer(ms=200, group="another"))
     bench.open()
     assert len(bench.submit((0, 1)).tickets) == 1
     assert waits.result(BLOCK / 1000) is None
@@ -211,8 +308,8 @@ def test_no_ticket_is_lost_between_bell_and_message(bench: Bench, thread: Thread
 
     def turns() -> None:
         while not stop.is_set():
-            if found := bench.store.linger("child", SID, 1):
-                handed.append(found[1])
+            if found := bench.store.linger(lingerer(ms=1, token=f"child-{len(handed)}")):
+                handed.append(found.ticket)
 
     waits = thread.submit(turns)
     try:

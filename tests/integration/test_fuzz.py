@@ -134,7 +134,7 @@ def test_a_worker_refuses_hostile_blobs(data: st.DataObject, which: str) -> None
 
     work.store.claim = tampered
     if which == "payload":  # the function is good, and known
-        child._jobs[work.key] = LoadedJob(
+        child.jobs[work.key] = LoadedJob(
             work.key, "5" * 32, abs, {"timeout": None, "star": False, "budget": None, "queue": ""}
         )
     with nothing_is_unpickled():

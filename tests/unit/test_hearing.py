@@ -9,8 +9,12 @@ class Worker:
     """What the watch sees of a worker."""
 
     def __init__(self) -> None:
-        self.idle, self.waiting, self.reconnects = True, 0, 0
-        self.hearing = Hearing(lambda: self.idle, lambda: self.waiting, self.reconnect, patience=10.0)
+        self.idle, self.waiting, self.roused, self.reconnects = True, 0, 0, 0
+        self.hearing = Hearing(lambda: self.idle, lambda: self.waiting, self.rouse, self.reconnect, patience=10.0)
+
+    def rouse(self) -> None:
+        """Counts."""
+        self.roused += 1
 
     def reconnect(self) -> None:
         """Counts."""
@@ -27,7 +31,9 @@ def test_messages_that_nobody_takes_make_it_reconnect() -> None:
     """Idle with messages waiting for longer than its patience, it connects anew, and again after the same time."""
     worker = Worker()
     worker.waiting = 1
-    assert worker.look(0.0, 5.0, 9.9) == 0
+    assert worker.look(0.0) == 0
+    assert worker.roused == 1, "children that linger are to take them first"
+    assert worker.look(5.0, 9.9) == 0
     assert worker.look(10.0) == 1
     assert worker.look(11.0, 20.0) == 1
     assert worker.look(21.0) == 2
@@ -35,7 +41,9 @@ def test_messages_that_nobody_takes_make_it_reconnect() -> None:
 
 def test_an_idle_worker_without_messages_is_left_alone() -> None:
     """Nothing waits: nothing happens, however long."""
-    assert Worker().look(0.0, 100.0, 200.0) == 0
+    worker = Worker()
+    assert worker.look(0.0, 100.0, 200.0) == 0
+    assert worker.roused == 0
 
 
 def test_a_busy_worker_is_not_deaf() -> None:

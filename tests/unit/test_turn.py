@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -26,8 +27,10 @@ from nbparallel.errors import ClusterError, ConnectionFailed, JobError, StoreFul
 from nbparallel.store import keys
 from nbparallel.store.depot import Depot
 from nbparallel.store.fake import MemoryStore
+from nbparallel.store.protocol import Handed, Lingerer
 from nbparallel.worker import slot as slots
 from nbparallel.worker import turn as module
+from nbparallel.worker.jobs import JOBS_KEPT
 from nbparallel.worker.slot import Slot
 from nbparallel.worker.turn import Child
 
@@ -210,10 +213,10 @@ def test_an_old_message_does_not_unload_the_function(make_child: MakeChild) -> N
     (ticket,) = work.submit([-1], 1)
     turn(child, work, ticket)
     turn(child, work, ticket)
-    assert work.key in child._jobs
+    assert work.key in child.jobs
     work.store.stop(work.key, 0)
     turn(child, work, work.id)
-    assert work.key not in child._jobs, "the job has ended"
+    assert work.key not in child.jobs, "the job has ended"
 
 
 @pytest.mark.parametrize(("job", "epoch"), [("../etc", 0), ("a" * 32, -1)])
@@ -228,11 +231,11 @@ def test_few_functions_are_kept(make_child: MakeChild) -> None:
     """A process keeps the functions that it used last, and loads others anew."""
     store = MemoryStore()
     child, _ = make_child(store)
-    works = [Work(abs, store) for _ in range(module.JOBS_KEPT + 2)]
+    works = [Work(abs, store) for _ in range(JOBS_KEPT + 2)]
     for work in (*works, works[0]):
         (ticket,) = work.submit([-1])
         turn(child, work, ticket)
-    assert len(child._jobs) == module.JOBS_KEPT
+    assert len(child.jobs) == JOBS_KEPT
     assert works[0].outcomes() == {0: 1, 1: 1}
 
 
@@ -242,16 +245,17 @@ def test_few_functions_are_kept(make_child: MakeChild) -> None:
 class Lingering:
     """A store whose ``linger`` does what a test says."""
 
-    def __init__(self, store: Any, *steps: Callable[[], tuple[str, str] | None]) -> None:
+    def __init__(self, store: Any, *steps: Callable[[], Handed | None]) -> None:
         self._store, self._steps, self.waited = store, list(steps), []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def linger(self, child: str, sid: str, ms: int, expected: bool = False) -> tuple[str, str] | None:
-        """The next step, or nothing."""
-        self.waited.append((sid, ms))
-        return self._steps.pop(0)() if self._steps else None
+    def linger(self, who: Lingerer, expected: bool = False) -> Handed | None:
+        """The next step, or a word that the child is to go."""
+        self.who = who
+        self.waited.append((who.group, who.ms))
+        return self._steps.pop(0)() if self._steps else Handed("", "")
 
 
 def test_an_idle_child_lingers_for_its_session(make_child: MakeChild) -> None:
@@ -260,8 +264,8 @@ def test_an_idle_child_lingers_for_its_session(make_child: MakeChild) -> None:
     second = Work(lambda x: -x, first.store)
     store = Lingering(
         first.store,
-        lambda: (first.key, first.submit([10, 20], 1)[0]),
-        lambda: (second.key, second.submit([5])[0]),
+        lambda: Handed(first.key, first.submit([10, 20], 1)[0]),
+        lambda: Handed(second.key, second.submit([5])[0]),
     )
     child, _ = make_child(store, linger_seconds=0.5)
     (ticket,) = first.submit([1])
@@ -270,6 +274,99 @@ def test_an_idle_child_lingers_for_its_session(make_child: MakeChild) -> None:
     assert second.outcomes() == {0: -5}
     assert [sid for sid, _ in store.waited] == [SID] * 3
     assert all(0 < ms <= 500 for _, ms in store.waited)
+
+
+@contextlib.contextmanager
+def meanwhile(step: Callable[[], None]) -> Iterator[None]:
+    """Something that another thread does while the child has this one."""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(step)
+        yield
+        done.result()
+
+
+def test_work_that_comes_while_a_child_lingers_is_just_run(make_child: MakeChild) -> None:
+    """It is handed the chunk, and the function of a job that it does not know: it claims nothing."""
+    first, claims = Work(lambda x: x + 1), []
+    second = Work(lambda x: -x, first.store)
+
+    class Counting(Lingering):
+        def claim(self, job: str, *args: Any, **options: Any) -> Any:
+            claims.append(job)
+            return self._store.claim(job, *args, **options)
+
+        def linger(self, who: Lingerer, expected: bool = False) -> Handed | None:
+            return self._store.linger(who, expected)
+
+    child, slot = make_child(Counting(first.store), linger_seconds=60.0)
+
+    def send() -> None:
+        for work, item in ((first, 10), (second, 5), (first, 20)):
+            eventually(lambda: first.store._idle.get(SID), what="the child lingers")
+            assert work.submit([item]) == [], "no message is needed"
+            eventually(lambda item=item, work=work: len(work.outcomes()) == 1 + (item > 5) + (item > 10))  # type: ignore[misc]
+        eventually(lambda: first.store._idle.get(SID), what="the child lingers")
+        first.store.rouse(slot.stamp())
+
+    (ticket,) = first.submit([1])
+    with meanwhile(send):
+        assert turn(child, first, ticket) is None
+    assert first.outcomes() == {0: 2, 1: 11, 2: 21}
+    assert second.outcomes() == {0: -5}
+    assert claims == [first.key]
+    assert first.store.peek(first.key)[:4] == second.store.peek(second.key)[:4] == ("open", 0, 0, 0)
+
+
+def test_what_a_child_was_handed_is_not_lost_with_the_connection(make_child: MakeChild) -> None:
+    """When it cannot hear what it was handed, it asks; also when the reply to its last report was lost."""
+    work = Work(lambda x: x + 1)
+
+    def handed_unheard() -> None:
+        (ticket,) = work.submit([10])
+        assert work.store.claim(work.key, store.who.token, ticket, lease=9999, first=True).state == "chunk"
+        raise ConnectionFailed("away")
+
+    store = Lingering(work.store, handed_unheard)
+    child, _ = make_child(store, linger_seconds=60.0)
+    (ticket,) = work.submit([1])
+    assert turn(child, work, ticket) is None
+    assert work.outcomes() == {0: 2, 1: 11}
+    report_and_claim = work.store.report_and_claim
+
+    def lost_reply(*args: Any, next_token: str, **options: Any) -> Any:
+        work.store.report_and_claim = report_and_claim
+        report_and_claim(*args, next_token=next_token, **options)
+        (ticket,) = work.submit([30])
+        assert work.store.claim(work.key, next_token, ticket, lease=9999, first=True).state == "chunk"
+        raise ConnectionFailed("away")
+
+    work.store.report_and_claim = lost_reply
+    (ticket,) = work.submit([20])
+    assert turn(child, work, ticket) is None
+    assert work.outcomes() == {0: 2, 1: 11, 2: 21, 3: 31}
+
+
+def test_a_child_lets_go_of_what_is_over_while_it_lingers(
+    make_child: MakeChild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the store's connection then, so that its flusher cannot; a function that it let go comes again."""
+    monkeypatch.setattr(module, "FIRST_REST", 0.01)
+    monkeypatch.setattr(module, "LINGER_REST", 0.01)
+    work = large()
+    child, slot = make_child(work.store, linger_seconds=60.0)
+    over = threading.Event()
+
+    def close() -> None:
+        eventually(lambda: work.outcomes())
+        assert set(child.jobs) == {work.key}
+        work.store.close(work.key, "done", False, 1000)
+        eventually(lambda: not child.jobs)
+        eventually(lambda: work.store.rouse(slot.stamp()) or over.is_set())
+
+    (ticket,) = work.submit([0])
+    with meanwhile(close):
+        turn(child, work, ticket)
+        over.set()
 
 
 def test_a_child_is_patient_far_from_its_store(make_child: MakeChild) -> None:
@@ -812,12 +909,12 @@ def test_a_large_function_goes_when_its_job_is_over(make_child: MakeChild) -> No
     turn(child, big, big.submit([0])[0])
     small = Work(abs, big.store)
     turn(child, small, small.submit([1])[0])
-    assert set(child._jobs) == {big.key, small.key}
+    assert set(child.jobs) == {big.key, small.key}
     for work in (big, small):
         work.store.close(work.key, "done", False, 1000)
     last = Work(abs, big.store)
     turn(child, last, last.submit([1])[0])
-    assert set(child._jobs) == {small.key, last.key}
+    assert set(child.jobs) == {small.key, last.key}
 
 
 def test_an_idle_process_lets_go_of_what_is_over(make_child: MakeChild, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -838,9 +935,9 @@ def test_an_idle_process_lets_go_of_what_is_over(make_child: MakeChild, monkeypa
     work.store.peek = spy
     turn(child, work, work.submit([0])[0])
     eventually(lambda: len(looks) >= 5)
-    assert set(child._jobs) == {work.key}
+    assert set(child.jobs) == {work.key}
     work.store.close(work.key, "done", False, 1000)
-    eventually(lambda: not child._jobs)
+    eventually(lambda: not child.jobs)
     turn(child, work, "gone")  # nothing is held any more: the flusher sleeps
 
 
