@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
@@ -40,6 +41,35 @@ def eventually(predicate: Callable[[], T], within: float = 5.0, what: str = "") 
             pytest.fail(f"not within {within} s: {what or getattr(predicate, '__name__', predicate)}")
         pause.wait(0.01)
     return value
+
+
+class Gate:
+    """Holds items back that ``wait`` at it, in whatever process: a file that this process keeps locked.
+
+    It opens by ``open``, at the end of ``with`` or when this process ends, and stays open. An item gets the path alone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._file = path, path.open("w")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def open(self) -> None:
+        """Let through whoever waits, now and later."""
+        self._file.close()
+
+    def wait(self) -> None:
+        """Return once the gate is open."""
+        with self.path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __enter__(self) -> Gate:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open()
 
 
 def unavailable(what: str) -> None:

@@ -12,14 +12,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from support import unavailable
+import pytest
+from support import eventually, unavailable
 
 __all__ = ["Page", "Server", "artefact", "browser", "notebook_file", "older_kernel", "server"]
 
@@ -78,18 +78,16 @@ class Server:
                 command, cwd=self.root, env=os.environ | private | (environ or {}), stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        self._wait()
+        eventually(self._answers, 40, f"the Jupyter server answers; see {self.log}")
 
-    def _wait(self, seconds: float = 40) -> None:
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.url}/api?token={self.token}", timeout=2).close()
-                return
-            except OSError:
-                if time.monotonic() > deadline or self._process.poll() is not None:
-                    raise RuntimeError(f"the Jupyter server did not start:\n{self.log.read_text()[-3000:]}") from None
-                time.sleep(0.1)
+    def _answers(self) -> bool:
+        if self._process.poll() is not None:
+            pytest.fail(f"the Jupyter server ended:\n{self.log.read_text()[-3000:]}")
+        try:
+            urllib.request.urlopen(f"{self.url}/api?token={self.token}", timeout=2).close()
+        except OSError:
+            return False
+        return True
 
     def address(self, notebook: str) -> str:
         """The URL that opens a notebook."""

@@ -18,6 +18,7 @@ import pytest
 from acceptance.hosts import KEY, Rig
 from acceptance.network import FarRig, far_apart, inside
 from acceptance.rabbit import over_rabbitmq
+from support import Gate
 
 import nbparallel
 from nbparallel import Cluster, connect, pmap
@@ -89,6 +90,13 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster | RemoteCluster]
     with place() as cluster:
         pmap(abs, [-1], session=cluster).result(30)  # all of its threads run before the first test looks around
         yield cluster
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    """Where items wait until the test opens it, or ends."""
+    with Gate(tmp_path / "gate") as gate:
+        yield gate
 
 
 @pytest.fixture

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
-from pathlib import Path
 
 import pytest
-from support import eventually
+from support import Gate, eventually
 
 from nbparallel import Cluster, JobCancelled, ResultDropped, pmap
 
@@ -18,15 +16,6 @@ PATIENCE = 20.0
 def square(x: int) -> int:
     """The function of most of these jobs."""
     return x * x
-
-
-def wait_for_file(path: Path) -> None:
-    """Simulated work in a worker: goes on once the test made the file."""
-    deadline = time.monotonic() + PATIENCE
-    while not path.exists():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{path.name} did not come")
-        time.sleep(0.005)
 
 
 def test_await(cluster: Cluster) -> None:
@@ -80,15 +69,15 @@ def test_errors(cluster: Cluster) -> None:
     asyncio.run(main())
 
 
-def test_loop_is_not_blocked(cluster: Cluster, tmp_path: Path) -> None:
+def test_loop_is_not_blocked(cluster: Cluster, gate: Gate) -> None:
     """While one coroutine waits for a job, others run: the item here ends only because another one goes on."""
 
     async def main() -> None:
-        job = pmap(lambda x: wait_for_file(tmp_path / "go") or x, range(2), session=cluster)
+        job = pmap(lambda x: gate.wait() or x, range(2), session=cluster)
 
         async def other() -> None:
             await asyncio.sleep(0)
-            (tmp_path / "go").touch()
+            gate.open()
 
         waiting = asyncio.ensure_future(other())
         assert [x async for x in job] == [0, 1]
@@ -105,17 +94,17 @@ def test_leaving_the_loop_stops_the_job(cluster: Cluster) -> None:
         async for x in job:
             if x >= 100:
                 break
-        while job.status != "cancelled":  # the event loop closes the left generator
-            await asyncio.sleep(0.001)
+        # The event loop closes the left generator.
+        await asyncio.to_thread(eventually, lambda: job.status == "cancelled", PATIENCE)
 
-    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+    asyncio.run(main())
 
 
-def test_cancelled_task_cancels_the_job(cluster: Cluster, tmp_path: Path) -> None:
+def test_cancelled_task_cancels_the_job(cluster: Cluster, gate: Gate) -> None:
     """A task that is cancelled while it awaits a job takes the job with it, as does a timeout."""
 
     async def main() -> None:
-        job = pmap(lambda x: wait_for_file(tmp_path / "never"), range(2), session=cluster)
+        job = pmap(lambda x: gate.wait(), range(2), session=cluster)
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(job._result_async(), 0.05)
         assert job.status == "cancelled"
@@ -125,11 +114,11 @@ def test_cancelled_task_cancels_the_job(cluster: Cluster, tmp_path: Path) -> Non
     asyncio.run(main())
 
 
-def test_cancel_wakes_the_waiting(cluster: Cluster, tmp_path: Path) -> None:
+def test_cancel_wakes_the_waiting(cluster: Cluster, gate: Gate) -> None:
     """A job that is cancelled from elsewhere ends the wait with ``JobCancelled``."""
 
     async def main() -> None:
-        job = pmap(lambda x: wait_for_file(tmp_path / "never"), range(2), session=cluster)
+        job = pmap(lambda x: gate.wait(), range(2), session=cluster)
         waiting = asyncio.ensure_future(job._result_async())
         await asyncio.sleep(0)
         assert await asyncio.to_thread(job.cancel)

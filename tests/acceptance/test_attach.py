@@ -6,11 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from acceptance.hosts import Rig, remote
-from support import eventually
+from support import Gate, eventually
 
 from nbparallel import Cluster, Job, JobCancelled, JobError, ResultDropped, UsageError, attach, jobs, pmap
 from nbparallel.cluster.handle import RemoteCluster
@@ -162,11 +161,12 @@ def test_gc_finds_dead_jobs() -> None:
 BUDGET = 200_000
 
 LARGE = """
-import os, sys
+import fcntl, sys
 from nbparallel import pmap
 def large(index):
-    while index >= 85 and not os.path.exists({go!r}):
-        pass
+    if index >= 85:
+        with open({gate!r}) as gate:
+            fcntl.flock(gate, fcntl.LOCK_SH)
     return index.to_bytes(4, "little") * 2500
 job = pmap(large, range(100), chunks=5, progress=False, {options})
 print(job.id, flush=True)
@@ -200,11 +200,10 @@ def check_what_is_left(rig: Rig, job: Job[bytes]) -> None:
     assert job[max(left)] == left[max(left)]
 
 
-def test_of_a_detached_jobs_results_the_newest_stay(thrifty: tuple[Rig, RemoteCluster], tmp_path: Path) -> None:
+def test_of_a_detached_jobs_results_the_newest_stay(thrifty: tuple[Rig, RemoteCluster], gate: Gate) -> None:
     """Whoever attaches in the middle is told at once which results are gone, and gets all that come from then on."""
     rig, cluster = thrifty
-    go = tmp_path / "go"
-    with rig.client(LARGE.format(go=str(go), options="detach=True", then="")) as client:
+    with rig.client(LARGE.format(gate=str(gate.path), options="detach=True", then="")) as client:
         assert client.stdout
         id = client.stdout.readline().strip()
         assert client.wait(20) == 0
@@ -213,18 +212,19 @@ def test_of_a_detached_jobs_results_the_newest_stay(thrifty: tuple[Rig, RemoteCl
     with pytest.raises(ResultDropped, match="item 0 left the store"):
         job[0]
     assert job.status == "running"
-    go.touch()
+    gate.open()
     assert job.wait(20)
     assert set(range(85, 100)) <= set(job.results_so_far())
     check_what_is_left(rig, job)
     check_what_is_left(rig, attach(id, session=cluster))
 
 
-def test_what_its_client_has_leaves_the_store(thrifty: tuple[Rig, RemoteCluster], tmp_path: Path) -> None:
+def test_what_its_client_has_leaves_the_store(thrifty: tuple[Rig, RemoteCluster], gate: Gate) -> None:
     """The client of a job has every result, however small the budget; whoever attaches has the newest."""
     rig, cluster = thrifty
     then = "assert len(job.result()) == 100; print('read', flush=True); sys.stdin.read()"
-    with rig.client(LARGE.format(go=str(tmp_path), options="", then=then)) as client:
+    gate.open()
+    with rig.client(LARGE.format(gate=str(gate.path), options="", then=then)) as client:
         assert client.stdout
         id = client.stdout.readline().strip()
         assert client.stdout.readline() == "read\n"

@@ -611,10 +611,9 @@ import time
 from nbparallel import pmap
 def hold(x):
     print("hold", flush=True)
-    time.sleep(1000)
+    time.sleep(1000 * x)
 job = pmap(hold, range(100))
-while not job.snapshot().running:
-    time.sleep(0.01)
+job[0]
 print("runs", flush=True)
 {end}
 """

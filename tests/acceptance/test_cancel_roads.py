@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from acceptance.browser import Page, Server, artefact, browser, notebook_file, older_kernel, server
+from support import Gate
 
 pytestmark = pytest.mark.browser
 
@@ -19,7 +20,7 @@ HEARD_SECONDS, IDLE_SECONDS = 1.0, 1.5
 QUIET_SECONDS = 0.3
 
 SETUP = """
-import asyncio, os, subprocess, time
+import asyncio, fcntl, os, subprocess, time
 from nbparallel import Cluster, pmap
 from nbparallel.client.cell import live_jobs
 from nbparallel.client.running import RunningJob
@@ -32,8 +33,9 @@ def work(x, mark="work"):
     return x
 
 def held(x):  # until the test has seen its widget
-    while x == 59 and not os.path.exists("go"):
-        time.sleep(0.01)
+    if x == 59:
+        with open("gate") as gate:
+            fcntl.flock(gate, fcntl.LOCK_SH)
     return x
 
 def cancel(self, cancel=RunningJob.cancel):  # when it was asked for
@@ -89,7 +91,6 @@ class Notebook:
 
     def live(self, code: str) -> int:
         """Start a new cell and wait until its widget shows finished items; its index."""
-        (self.folder / "go").unlink(missing_ok=True)
         self.tab.evaluate("() => { window.pressed = 0; }")
         cell = self.page.start(code)
         self.page.output(cell).locator(".nbp").first.wait_for(timeout=15_000)
@@ -193,6 +194,13 @@ def notebook(shared: Notebook) -> Iterator[Notebook]:
     assert shared.page.outputs()[: len(before)] == before
 
 
+@pytest.fixture
+def gate(notebook: Notebook) -> Iterator[Gate]:
+    """Where the last item of ``held`` waits."""
+    with Gate(notebook.folder / "gate") as gate:
+        yield gate
+
+
 def _keep_table() -> None:
     file = artefact("cancel.md")
     if file is not None:
@@ -269,11 +277,11 @@ def test_while_the_cluster_starts(notebook: Notebook, press: str) -> None:
     assert notebook.worked_at(mark) == 0.0
 
 
-def test_after_the_end(notebook: Notebook) -> None:
+def test_after_the_end(notebook: Notebook, gate: Gate) -> None:
     """A click that comes when the job is over changes nothing."""
     cell = notebook.live("job = pmap(held, range(60), session=cluster)\nvalues = job.result()")
     button = notebook.page.output(cell).locator(".nbp button:has-text('Cancel')").element_handle()
-    (notebook.folder / "go").touch()
+    gate.open()
     text = notebook.summary(cell)
     button.evaluate("button => { button.click(); }")
     assert notebook.page.value("job.status, len(values), job.cancel()") == ("done", 60, False)
@@ -317,7 +325,7 @@ def test_jobs_of_earlier_cells_go_on(notebook: Notebook) -> None:
     notebook.idle_at()
 
 
-def test_body_that_raises(notebook: Notebook) -> None:
+def test_body_that_raises(notebook: Notebook, gate: Gate) -> None:
     """A loop's body that raises leaves the job of a sized input alone, and %debug sees the body."""
     cell = notebook.live("job = pmap(held, range(60), session=cluster)\nfor seen in job:\n    time.sleep(0.6); 1 / 0")
     notebook.page.wait(cell)
@@ -326,7 +334,7 @@ def test_body_that_raises(notebook: Notebook) -> None:
     notebook.page.output(debug).locator(".jp-Stdin-input").fill("p ('seen', seen) ;; q")
     notebook.page.output(debug).locator(".jp-Stdin-input").press("Enter")
     notebook.page.wait(debug)
-    (notebook.folder / "go").touch()
+    gate.open()
     assert notebook.page.value("job.result() == list(range(60))") is True
 
 

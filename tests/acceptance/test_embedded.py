@@ -11,12 +11,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from support import eventually
 
 import nbparallel.cluster
 from nbparallel.cluster import guard, server
@@ -62,14 +62,6 @@ print(cluster.directory, flush=True)
 """
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE) -> bool:
-    """Whether the condition comes true in time."""
-    deadline = time.monotonic() + seconds
-    while not (true := condition()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return true
-
-
 def runs(pid: int) -> bool:
     """Whether a process is there and not just a zombie."""
     try:
@@ -79,8 +71,8 @@ def runs(pid: int) -> bool:
 
 
 def gone(pids: set[int], directory: Path, seconds: float = GONE_SECONDS) -> bool:
-    """Whether these processes and the directory vanish in time."""
-    return wait_for(lambda: not any(map(runs, pids)) and not directory.exists(), seconds)
+    """True once these processes and the directory have vanished; fails when they do not in time."""
+    return eventually(lambda: not any(map(runs, pids)) and not directory.exists(), seconds)
 
 
 def command_line(pid: int) -> str:
@@ -93,23 +85,21 @@ def command_line(pid: int) -> str:
 
 def guard_of(directory: Path) -> int:
     """The process id of the guard of this directory, once its program runs."""
-    found: list[int] = []
 
-    def look() -> bool:
+    def look() -> int:
         pids = (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
-        found[:] = [
+        found = [
             pid for pid in pids if re.search(rf"guard(?:\.py)? \d+ {re.escape(str(directory))} \d", command_line(pid))
         ]
-        return len(found) == 1
+        return found[0] if len(found) == 1 else 0
 
-    assert wait_for(look)
-    return found[0]
+    return eventually(look, PATIENCE)
 
 
 def family(directory: Path, size: int) -> set[int]:
     """The guard and all below it, once there are so many."""
     root = guard_of(directory)
-    assert wait_for(lambda: len(guard.descendants(root)) == size - 1), f"only {guard.descendants(root)}"
+    eventually(lambda: len(guard.descendants(root)) == size - 1, PATIENCE, f"{size} processes in all")
     return {root, *guard.descendants(root)}
 
 
@@ -125,7 +115,7 @@ def short_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="t %41", dir="/tmp") as name:
         monkeypatch.setenv("XDG_RUNTIME_DIR", name)
         yield Path(name)
-        assert wait_for(lambda: not os.listdir(name), GONE_SECONDS)
+        eventually(lambda: not os.listdir(name), GONE_SECONDS)
 
 
 @pytest.fixture(autouse=True)
@@ -221,7 +211,7 @@ time.sleep(1000)
 """
     cluster = start(worker, init=bytes(5_000_000), environ={"TEST_VARIABLE": "x"})
     log = cluster.directory / "worker.log"
-    assert wait_for(lambda: log.read_text().endswith("\n"))
+    eventually(lambda: log.read_text().endswith("\n"), PATIENCE)
 
     config = json.loads(log.read_text())
     settings = config.pop("settings")
@@ -260,7 +250,7 @@ def test_worker_inherits_only_its_streams() -> None:
     cluster = EmbeddedCluster(1, settings=Settings(), worker_command=["sleep", "1000"])
     cluster.start()
     pids = family(cluster.directory, 3)
-    assert wait_for(lambda: any("sleep" in command_line(pid) for pid in pids))
+    eventually(lambda: any("sleep" in command_line(pid) for pid in pids), PATIENCE)
     worker = child_named(pids, "sleep")
 
     assert sorted(os.listdir(f"/proc/{worker}/fd")) == ["0", "1", "2"]
@@ -347,7 +337,7 @@ sys.stdin.read()
     assert process.stdout
     assert process.stdout.readline() == "interrupted\n"
     assert all(map(runs, pids))
-    assert wait_for(lambda: all(os.getsid(pid) == pid for pid in pids))
+    eventually(lambda: all(os.getsid(pid) == pid for pid in pids), PATIENCE)
 
 
 def test_start_without_standard_streams() -> None:
@@ -370,7 +360,7 @@ os.execlp('sleep', 'sleep', '1000')
         directory = Path(process.stdout.readline().rstrip("\n"))
         try:
             assert process.stdout.readline() == "True\n"
-            assert wait_for(lambda: not directory.exists())
+            eventually(lambda: not directory.exists(), PATIENCE)
             assert process.poll() is None
         finally:
             process.kill()
@@ -431,7 +421,7 @@ def test_killed_child_ends_all(start: Start, victim: str) -> None:
     os.kill(child_named(pids, victim), signal.SIGKILL)
 
     assert gone(pids, cluster.directory)
-    assert wait_for(lambda: not cluster.alive())
+    eventually(lambda: not cluster.alive(), PATIENCE)
     name = "server" if victim == "unixsocket:" else "worker"
     assert cluster.failure().startswith(f"the embedded cluster's {name} was killed by signal 9 (out of memory?)")
     with pytest.raises(StartupFailed, match=f"{name} was killed"):
@@ -445,8 +435,8 @@ def test_killed_guard_ends_all(start: Start) -> None:
 
     os.kill(guard_of(cluster.directory), signal.SIGKILL)
 
-    assert wait_for(lambda: not any(map(runs, pids)), GONE_SECONDS)
-    assert wait_for(lambda: not cluster.alive())
+    eventually(lambda: not any(map(runs, pids)), GONE_SECONDS)
+    eventually(lambda: not cluster.alive(), PATIENCE)
     assert cluster.failure() == "the embedded cluster's guard was killed by signal 9 (out of memory?)"
     cluster.stop()
     assert not cluster.directory.exists()
@@ -473,7 +463,7 @@ def test_worker_that_cannot_start(start: Start) -> None:
     """When the worker ends at once, the cluster fails with the worker's own words."""
     cluster = start("import ctypes; ctypes.CDLL(None).usleep(300000); raise ImportError('no such engine')")
 
-    assert wait_for(lambda: not cluster.alive())
+    eventually(lambda: not cluster.alive(), PATIENCE)
     assert "worker ended with exit status 1. The end of its log:\n" in cluster.failure()
     assert "ImportError: no such engine" in cluster.failure()
     assert not cluster.directory.exists()
@@ -484,7 +474,7 @@ def test_worker_program_missing() -> None:
     cluster = EmbeddedCluster(1, settings=Settings(), worker_command=["/no/such/program"])
     cluster.start()
 
-    assert wait_for(lambda: not cluster.alive())
+    eventually(lambda: not cluster.alive(), PATIENCE)
     assert "cannot run /no/such/program: " in cluster.failure()
 
 
@@ -518,7 +508,7 @@ def test_server_that_does_not_answer(broken_server: Callable[[str], None]) -> No
     cluster = EmbeddedCluster(1, settings=Settings(), worker_command=[sys.executable, "-c", PLAIN])
     cluster.start()
     log = cluster.directory / "server.log"
-    assert wait_for(lambda: log.exists() and bool(log.read_text()))
+    eventually(lambda: log.exists() and bool(log.read_text()), PATIENCE)
 
     with pytest.raises(StartupFailed, match=r"did not answer within 0\.1 s.*\nstill thinking"):
         cluster.wait_server(0.1)
@@ -582,6 +572,6 @@ time.sleep(1000)
     cluster = start(worker)
 
     log = cluster.directory / "worker.log"
-    assert wait_for(lambda: log.exists() and log.stat().st_size > guard.LOG_BYTES)
-    assert wait_for(lambda: log.stat().st_size == 0)
+    eventually(lambda: log.exists() and log.stat().st_size > guard.LOG_BYTES, PATIENCE)
+    eventually(lambda: log.stat().st_size == 0, PATIENCE)
     assert cluster.alive()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import eventually
+from support import Gate, eventually
 
 from nbparallel import Cluster, Executor, JobCancelled, WorkerCrashed, pmap
 from nbparallel.client import feed
@@ -23,13 +23,6 @@ from nbparallel.errors import ItemTimeout, SerializationError, UsageError
 def square(x: int) -> int:
     """A function of this module."""
     return x * x
-
-
-def opened(gate: Path) -> bool:
-    """Occupies its process until the file is there."""
-    while not gate.exists():
-        time.sleep(0.01)
-    return True
 
 
 def test_submit_and_map(cluster: Cluster) -> None:
@@ -53,7 +46,7 @@ def test_a_single_call_does_not_wait_for_others(cluster: Cluster) -> None:
             assert (second.result(10), first.result(10)) == (9, 4)
 
 
-def test_many_calls_share_chunks(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_many_calls_share_chunks(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
     """Ten thousand calls that wait for a free process make one job with far fewer chunks."""
     started: list[Any] = []
     start = feed.Feed._start
@@ -64,11 +57,10 @@ def test_many_calls_share_chunks(cluster: Cluster, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(feed.Feed, "_start", noting)
     with Executor(session=cluster) as executor:
-        gate = tmp_path / "gate"
-        holders = [executor.submit(opened, gate) for _ in range(2)]
+        holders = [executor.submit(gate.wait) for _ in range(2)]
         futures = [executor.submit(square, i) for i in range(10_000)]
-        gate.touch()
-        assert [holder.result(30) for holder in holders] == [True, True]
+        gate.open()
+        assert [holder.result(30) for holder in holders] == [None, None]
         assert sum(future.result(30) for future in futures) == sum(i * i for i in range(10_000))
     assert len(started) == 1
     assert started[0].snapshot().chunks < 2_000
@@ -122,14 +114,12 @@ def test_functions_that_cannot_be_pickled_are_refused_at_once(cluster: Cluster) 
             executor.submit(3)  # type: ignore[arg-type]
 
 
-def test_calls_that_wait_can_be_cancelled(cluster: Cluster, tmp_path: Path) -> None:
+def test_calls_that_wait_can_be_cancelled(cluster: Cluster, tmp_path: Path, gate: Gate) -> None:
     """A call that was not sent yet never runs once it is cancelled."""
-    gate = tmp_path / "gate"
 
     def wait(i: int) -> int:
         (tmp_path / f"ran{i}").touch()
-        while not gate.exists():
-            time.sleep(0.01)
+        gate.wait()
         return i
 
     with Executor(session=cluster) as executor:
@@ -138,7 +128,7 @@ def test_calls_that_wait_can_be_cancelled(cluster: Cluster, tmp_path: Path) -> N
         cancelled = [i for i in range(199, 100, -1) if futures[i].cancel()]
         assert len(cancelled) > 50
         assert not futures[0].cancel()
-        gate.touch()
+        gate.open()
         done, _ = concurrent.futures.wait(futures, 30)
         assert len(done) == 200
     assert not [i for i in cancelled if (tmp_path / f"ran{i}").exists()]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from acceptance.aws import moto_server
-from support import eventually, needed
+from support import Gate, eventually, needed
 
 from nbparallel import Cluster, RetryPolicy, pmap
 from nbparallel.files import TransferFailed, declare
@@ -169,18 +169,17 @@ def test_a_timed_out_item_leaves_no_file(cluster: Cluster, tmp_path: Path) -> No
     assert not Path(done).parents[1].exists()
 
 
-def test_stages_stream_from_one_into_the_other(cluster: Cluster, tmp_path: Path) -> None:
+def test_stages_stream_from_one_into_the_other(cluster: Cluster, gate: Gate) -> None:
     """``pmap(g, pmap(f, xs))``: g has worked on the first results of f while f's last item still waits."""
-    gate = tmp_path / "gate"
 
     def first(x: int) -> int:
-        while x == 5 and not gate.exists():
-            time.sleep(0.01)
+        if x == 5:
+            gate.wait()
         return x * 10
 
     stage = pmap(first, range(6), session=cluster, chunks=1)
     results = iter(pmap(lambda y: y + 1, stage, session=cluster))
     assert [next(results) for _ in range(5)] == [1, 11, 21, 31, 41]
     assert stage.status == "running"
-    gate.touch()
+    gate.open()
     assert list(results) == [51]

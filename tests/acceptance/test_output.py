@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from pathlib import Path
 
 import pytest
-from support import eventually
+from support import Gate, eventually
 
 from nbparallel import Cluster, pmap
 
@@ -41,19 +40,17 @@ def test_output_is_on_the_job(cluster: Cluster) -> None:
     assert sorted(details.output) == sorted(job.output)
 
 
-def test_a_running_item_is_heard(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_running_item_is_heard(cluster: Cluster, gate: Gate) -> None:
     """What an item prints arrives while it still runs."""
-    go = tmp_path / "go"
 
-    def work(path: Path) -> None:
+    def work(x: int) -> None:
         print("under way")
-        while not path.exists():
-            time.sleep(0.01)
+        gate.wait()
 
-    job = pmap(work, [go], session=cluster, progress=False)
+    job = pmap(work, [1], session=cluster, progress=False)
     eventually(lambda: job.output == [(0, "stdout", "under way\n")], within=20, what="the output of a running item")
     assert job.snapshot().done == 0
-    go.touch()
+    gate.open()
     job.result()
     assert job.output == [(0, "stdout", "under way\n")]
 

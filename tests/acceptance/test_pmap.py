@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import eventually, imported
+from support import Gate, eventually, imported
 
 from nbparallel import (
     Cluster,
@@ -68,15 +68,6 @@ def note(path: Path, text: object) -> None:
 def lines(path: Path) -> list[str]:
     """What was noted in a file so far."""
     return path.read_text().splitlines() if path.exists() else []
-
-
-def wait_for_file(path: Path) -> None:
-    """Simulated work in a worker: goes on once the test made the file."""
-    deadline = time.monotonic() + PATIENCE
-    while not path.exists():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{path.name} did not come")
-        time.sleep(0.005)
 
 
 def cell(source: str, name: str = "<cell>") -> dict[str, Any]:
@@ -421,12 +412,12 @@ def test_readers_at_the_same_time(cluster: Cluster) -> None:
 
 
 @pytest.mark.everywhere
-def test_unordered(cluster: Cluster, tmp_path: Path) -> None:
+def test_unordered(cluster: Cluster, gate: Gate) -> None:
     """With ``ordered=False`` and from ``as_completed`` results come as they are there, each once."""
 
     def f(x: int) -> int:
         if x == 0:
-            wait_for_file(tmp_path / "go")
+            gate.wait()
         return x
 
     job = pmap(f, range(20), chunks=1, ordered=False, session=cluster)
@@ -434,7 +425,7 @@ def test_unordered(cluster: Cluster, tmp_path: Path) -> None:
     for x in job:
         got.append(x)
         if len(got) == 19:
-            (tmp_path / "go").touch()
+            gate.open()
     assert got[-1] == 0
     assert sorted(got) == list(range(20))
     assert job.result() == list(range(20))  # always in input order
@@ -488,25 +479,25 @@ def test_keep(cluster: Cluster) -> None:
         dropping[3]
 
 
-def test_result_in_time(cluster: Cluster, tmp_path: Path) -> None:
+def test_result_in_time(cluster: Cluster, gate: Gate) -> None:
     """``result(timeout)`` and ``wait(timeout)`` wait no longer, and do not end the job."""
-    job = pmap(lambda x: wait_for_file(tmp_path / "go"), range(2), session=cluster)
+    job = pmap(lambda x: gate.wait(), range(2), session=cluster)
     with pytest.raises(ResultNotReady, match="in the time given: <Job"):
         job.result(timeout=0.01)
     assert not job.wait(timeout=0.01)
-    (tmp_path / "go").touch()
+    gate.open()
     assert job.result(timeout=PATIENCE) == [None, None]
 
 
 @pytest.mark.everywhere
-def test_cancel(cluster: Cluster, tmp_path: Path) -> None:
+def test_cancel(cluster: Cluster, tmp_path: Path, gate: Gate) -> None:
     """Cancel stops what runs; what had finished stays readable, the rest says that it was cancelled."""
 
     def f(x: int) -> int:
         if x == 10:
             try:
                 note(tmp_path / "runs", x)
-                wait_for_file(tmp_path / "never")
+                gate.wait()
             finally:
                 note(tmp_path / "left", x)
         return x
@@ -530,7 +521,7 @@ def test_cancel(cluster: Cluster, tmp_path: Path) -> None:
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 
-def test_on_error_raise(cluster: Cluster, tmp_path: Path) -> None:
+def test_on_error_raise(cluster: Cluster, tmp_path: Path, gate: Gate) -> None:
     """At the first failure in order, earlier items still finish and are yielded; then it is raised; later ones end."""
 
     def f(x: int) -> int:
@@ -538,14 +529,14 @@ def test_on_error_raise(cluster: Cluster, tmp_path: Path) -> None:
         if x == 1:
             raise KeyError("one")
         if x == 0:
-            wait_for_file(tmp_path / "go")
+            gate.wait()
         time.sleep(0.005)
         return x
 
     job = pmap(f, range(2000), chunks=1, session=cluster)
     eventually(lambda: job.errors, PATIENCE)
     assert job.status == "running"  # item 0 is still to come
-    (tmp_path / "go").touch()
+    gate.open()
     results = iter(job)
     assert next(results) == 0
     with pytest.raises(KeyError, match="one"):
@@ -561,29 +552,30 @@ def test_on_error_raise(cluster: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.everywhere
-def test_the_first_failure_in_order_is_raised(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ordered", [True, False])
+def test_the_first_failure_in_order_is_raised(cluster: Cluster, gate: Gate, ordered: bool) -> None:
     """When a later item failed first, an earlier failure still wins, whichever way one reads."""
 
     def f(x: int) -> int:
         if x == 3:
-            wait_for_file(tmp_path / "later")
-            raise ValueError(x)
-        if x == 4:
-            (tmp_path / "later").touch()
+            gate.wait()
+        if x in (3, 4):
             raise ValueError(x)
         return x
 
-    for ordered in (True, False):
-        (tmp_path / "later").unlink(missing_ok=True)
-        job = pmap(f, range(50), chunks=1, ordered=ordered, session=cluster)
-        got: list[int] = []
-        with pytest.raises(ValueError, match="3") as caught:
-            got.extend(job)
-        assert caught.value.args == (3,)
-        assert set(got) >= {0, 1, 2}
-        assert got == [0, 1, 2] or not ordered
-        with pytest.raises(ValueError, match="3"):
-            job.result()
+    job = pmap(f, range(50), chunks=1, ordered=ordered, session=cluster)
+    got: list[int] = []
+    with ThreadPoolExecutor(1) as reader:
+        reading = reader.submit(got.extend, job)
+        eventually(lambda: job.errors, PATIENCE, "item 4 fails")
+        gate.open()
+    with pytest.raises(ValueError, match="3") as caught:
+        reading.result()
+    assert caught.value.args == (3,)
+    assert set(got) >= {0, 1, 2}
+    assert got == [0, 1, 2] or not ordered
+    with pytest.raises(ValueError, match="3"):
+        job.result()
 
 
 def test_exception_of_the_users_own(cluster: Cluster) -> None:

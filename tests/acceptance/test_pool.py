@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import Gate
 
 from nbparallel import Cluster, JobCancelled, Pool
 from nbparallel.errors import ItemTimeout, UsageError
@@ -80,13 +81,11 @@ def test_errors(make_pool: MakePool) -> None:
             next(results)
 
 
-def test_async_results(make_pool: MakePool, tmp_path: Path) -> None:
+def test_async_results(make_pool: MakePool, gate: Gate) -> None:
     """A result that is not there yet is not ready, and waiting for it ends in time."""
-    gate = str(tmp_path / "gate")
 
     def wait(x: int) -> float:
-        while not os.path.exists(gate):
-            time.sleep(0.01)
+        gate.wait()
         return divide(x)
 
     with make_pool() as pool:
@@ -100,7 +99,7 @@ def test_async_results(make_pool: MakePool, tmp_path: Path) -> None:
         slow = pool.imap(wait, [3])
         with pytest.raises(multiprocessing.TimeoutError):
             slow.next(timeout=0.1)
-        open(gate, "w").close()
+        gate.open()
         assert (result.get(10), slow.next(10)) == (6, 4)
         failing.wait(10)
         assert (result.ready(), result.successful(), failing.ready(), failing.successful()) == (True, True, True, False)

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from acceptance.elsewhere import Elsewhere, Worker, elsewhere
-from support import eventually, free_port, our_processes, unavailable
+from support import Gate, eventually, free_port, our_processes, unavailable
 
 from nbparallel import pmap
 from nbparallel.cluster.handle import backlog as backlog_of
@@ -226,24 +226,22 @@ with connect("unix://:{server.password}@{server.socket}?db=0") as cluster:
 # -- scaling -----------------------------------------------------------------------------------------------------------
 
 
-def test_autoscale_follows_the_backlog(empty: Elsewhere, tmp_path: Path) -> None:
+def test_autoscale_follows_the_backlog(empty: Elsewhere, tmp_path: Path, gate: Gate) -> None:
     """A worker starts with the least number of processes, has the most while work waits, and gives them up again."""
-    gate = tmp_path / "gate"
     worker = empty.start("-m", "nbparallel", "worker", "--autoscale", "1,3", AUTOSCALE_KEEPALIVE="1")
     empty.wait_for(1)
     assert children(worker) == 1
 
     def wait(n: int) -> int:
         (tmp_path / f"{os.getpid()}.pid").touch()
-        while not gate.exists():
-            time.sleep(0.01)
+        gate.wait()
         return os.getpid()
 
     with empty.connect() as cluster:
         job = pmap(wait, range(6), session=cluster, chunks=1)
         eventually(lambda: len(list(tmp_path.glob("*.pid"))) == 3, 20, worker.err)
         assert children(worker) == 3
-        gate.touch()
+        gate.open()
         assert len(set(job.result(timeout=20))) == 3
         eventually(lambda: children(worker) == 1, 30, worker.err)
         assert pmap(abs, [-1], session=cluster).result(timeout=20) == [1]

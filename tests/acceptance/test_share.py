@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from acceptance.conftest import ROOT
 from acceptance.elsewhere import NBPARALLEL, Elsewhere, elsewhere
-from support import eventually
+from support import Gate, eventually
 
 from nbparallel import Cluster, Executor, ForkJoin, JobError, Pool, attach, grid, pmap, share, sweep
 from nbparallel.cluster.handle import RemoteCluster
@@ -145,30 +145,25 @@ def test_what_a_function_captures_goes_with_its_job(cluster: Cluster) -> None:
     eventually(lambda: not mapped(pids, here), 20, "the worker processes let go")
 
 
-def test_a_job_keeps_what_it_uses(cluster: Cluster) -> None:
+@pytest.mark.parametrize("close", [True, False])
+def test_a_job_keeps_what_it_uses(cluster: Cluster, gate: Gate, close: bool) -> None:
     """A handle that is closed, or dropped, while a job with it is pending breaks nothing, and is freed behind it."""
-    here, gate = depot(cluster), Path(str(depot(cluster)) + ".gate")
-    for close in (True, False):
-        big = share(value())
-        function = partial(_wait_and_pick, big, str(gate))
-        job = pmap(function, range(6), chunks=1, session=cluster)
-        eventually(lambda job=job: job.snapshot().running)
-        if close:
-            big.close()
-        del big, function
-        gc.collect()
-        assert len(files(here)) == 1
-        gate.write_text("")
-        try:
-            assert job.result(30) == list(range(6))
-        finally:
-            gate.unlink()
-        eventually(lambda: files(here) == set(), 5, "the file is gone")
+    big, here = share(value()), depot(cluster)
+    function = partial(_wait_and_pick, big, gate)
+    job = pmap(function, range(6), chunks=1, session=cluster)
+    eventually(lambda: job.snapshot().running)
+    if close:
+        big.close()
+    del big, function
+    gc.collect()
+    assert len(files(here)) == 1
+    gate.open()
+    assert job.result(30) == list(range(6))
+    eventually(lambda: files(here) == set(), 5, "the file is gone")
 
 
-def _wait_and_pick(big: Any, gate: str, at: int) -> float:
-    while not os.path.exists(gate):
-        _pause(0.01)
+def _wait_and_pick(big: Any, gate: Gate, at: int) -> float:
+    gate.wait()
     return float(big.value[at])
 
 

@@ -2,81 +2,71 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support import eventually
+from support import Gate, eventually
 
-from nbparallel import Cluster, Job, pmap
+from nbparallel import Cluster, pmap
 
 PATIENCE = 20.0
 
 
-def wait_for_file(path: Path) -> None:
-    """Simulated work in a worker: goes on once the test made the file."""
-    deadline = time.monotonic() + PATIENCE
-    while not path.exists():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{path.name} did not come")
-        time.sleep(0.005)
-
-
-def read_all(job: Job[int], seen: Callable[[int], Path]) -> list[int]:
-    """The results, with a file made for each as soon as it was read."""
-    got = []
-    for x in job:
-        got.append(x)
-        seen(x).touch()
-    return got
+@pytest.fixture
+def gates(tmp_path: Path) -> Iterator[list[Gate]]:
+    """Ten gates, which open at the end at the latest."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(Gate(tmp_path / f"{x}")) for x in range(10)]
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-def test_ten_slow_items_in_one_chunk(cluster: Cluster, tmp_path: Path, ordered: bool) -> None:
+def test_ten_slow_items_in_one_chunk(cluster: Cluster, gates: list[Gate], ordered: bool) -> None:
     """Each item of a chunk waits until the result before it was read: only reports within the chunk make that end."""
-
-    def seen(x: int) -> Path:
-        return tmp_path / f"seen-{x}"
 
     def f(x: int) -> int:
         if x:
-            wait_for_file(tmp_path / f"seen-{x - 1}")
+            gates[x - 1].wait()
         return x
 
     job = pmap(f, range(10), chunks=10, ordered=ordered, session=cluster)
-    assert read_all(job, seen) == list(range(10))
+    got = []
+    for x in job:
+        got.append(x)
+        gates[x].open()
+    assert got == list(range(10))
     assert job.snapshot().chunks == 1
 
 
-def test_first_result_of_an_automatic_chunk(cluster: Cluster, tmp_path: Path) -> None:
+def test_first_result_of_an_automatic_chunk(cluster: Cluster, gate: Gate) -> None:
     """Items that turn slow after fast ones do not keep the fast ones' results."""
 
     def f(x: int) -> int:
         if x >= 4000:
-            wait_for_file(tmp_path / "go")
+            gate.wait()
         return x
 
     job = pmap(f, range(5000), session=cluster)
     results = iter(job)
     assert [next(results) for _ in range(4000)] == list(range(4000))
     assert job.status == "running"
-    (tmp_path / "go").touch()
+    gate.open()
     assert list(results) == list(range(4000, 5000))
 
 
-def test_tail_of_a_chunk_goes_elsewhere(cluster: Cluster, tmp_path: Path) -> None:
+def test_tail_of_a_chunk_goes_elsewhere(cluster: Cluster, gate: Gate) -> None:
     """While one item of an automatic chunk is slow, the unstarted items behind it run in the other process."""
 
     def f(x: int) -> int:
         if x == 0:
-            wait_for_file(tmp_path / "go")
+            gate.wait()
         return x
 
     job = pmap(f, range(200), session=cluster)
     eventually(lambda: len(job.results_so_far()) == 199, PATIENCE, "all but the slow item are done")
     assert job.status == "running"
-    (tmp_path / "go").touch()
+    gate.open()
     assert job.result(PATIENCE) == list(range(200))
 
 
@@ -87,11 +77,11 @@ def test_large_results(cluster: Cluster) -> None:
         assert result == bytes([x]) * 3_000_000
 
 
-def test_snapshot_while_it_runs(cluster: Cluster, tmp_path: Path) -> None:
+def test_snapshot_while_it_runs(cluster: Cluster, gates: list[Gate]) -> None:
     """Counts rise while items of one chunk end, and add up at every moment."""
 
     def f(x: int) -> int:
-        wait_for_file(tmp_path / f"go-{x}")
+        gates[x].wait()
         return 1 // (x - 2)
 
     job = pmap(f, range(4), chunks=4, on_error="return", name="steps", session=cluster)
@@ -99,7 +89,7 @@ def test_snapshot_while_it_runs(cluster: Cluster, tmp_path: Path) -> None:
         shot = eventually(lambda x=x: job.snapshot() if job.snapshot().done == x else None, PATIENCE)  # type: ignore[misc]
         assert (shot.name, shot.state, shot.total, shot.failed) == ("steps", "running", 4, int(x > 2))
         assert shot.done + shot.running + shot.waiting == 4
-        (tmp_path / f"go-{x}").touch()
+        gates[x].open()
     assert job.wait(PATIENCE)
     shot = job.snapshot()
     assert (shot.state, shot.done, shot.failed, shot.running, shot.waiting) == ("done", 4, 1, 0, 0)

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from support import eventually
+from support import Gate, eventually
 
 from nbparallel import Cluster, grid, pmap, sweep
 
@@ -58,20 +58,19 @@ def test_many_short_items_have_mean_durations(cluster: Cluster) -> None:
     assert frame["duration"].sum() < 20
 
 
-def test_the_table_is_there_while_the_job_runs(cluster: Cluster, tmp_path: Path) -> None:
+def test_the_table_is_there_while_the_job_runs(cluster: Cluster, gate: Gate) -> None:
     """What has an outcome is in the frame, what has none is not; asking does not wait."""
-    go = tmp_path / "go"
 
     def wait(x: int) -> int:
-        while x == 2 and not go.exists():
-            time.sleep(0.01)
+        if x == 2:
+            gate.wait()
         return x
 
     job = pmap(wait, range(3), chunks=1, session=cluster)
     eventually(lambda: len(job.to_frame()) == 2, within=20, what="two rows")
     assert job.to_frame()["x"].tolist() == [0, 1]
     job.plot(kind="work")
-    go.touch()
+    gate.open()
     job.result()
     assert job.to_frame().index.tolist() == [0, 1, 2]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from acceptance.browser import Page, Server, artefact, browser, notebook_file, server
+from support import Gate
 
 pytestmark = pytest.mark.browser
 
@@ -41,14 +42,15 @@ NAMELESS = """root => Array.from(root.querySelectorAll(
   ).map(node => node.outerHTML.slice(0, 80))"""
 
 SETUP = """
-import logging, os, time
+import fcntl, logging, time
 import ipywidgets
 from nbparallel import Cluster, pmap
 
 def work(x):
     time.sleep(0.02)
-    while x == 59 and not os.path.exists("go"):  # the job ends when the test has seen what it wants to see
-        time.sleep(0.01)
+    if x == 59:  # the job ends when the test has seen what it wants to see
+        with open("gate") as gate:
+            fcntl.flock(gate, fcntl.LOCK_SH)
     return x
 
 def faulty(x):
@@ -70,6 +72,7 @@ class Notebook:
 
     def __init__(self, chromium: Any, jupyter: Server) -> None:
         self.path = notebook_file(jupyter.root / "widget.ipynb", SETUP)
+        self.gate = Gate(jupyter.root / "gate")
         self.tab = chromium.new_page(viewport={"width": 1180, "height": 900})
         self.front_end = jupyter.front_end
         self.page = Page(self.tab, jupyter, self.path.name)
@@ -83,7 +86,8 @@ class Notebook:
 
         A job with more than 59 items does not end before ``let_end``.
         """
-        (self.path.parent / "go").unlink(missing_ok=True)
+        self.let_end()
+        self.gate = Gate(self.gate.path)
         cell = self.page.start(code)
         widget = self.page.output(cell).locator(".nbp").first
         widget.wait_for(timeout=15_000)
@@ -92,7 +96,7 @@ class Notebook:
 
     def let_end(self) -> None:
         """Let the jobs end."""
-        (self.path.parent / "go").touch()
+        self.gate.open()
 
     def summary(self, cell: int) -> str:
         """What the cell shows once it has ended and no widget is left."""
@@ -154,6 +158,7 @@ def notebook(request: pytest.FixtureRequest, chromium: Any, tmp_path_factory: py
     with server(tmp_path_factory.mktemp("jupyter"), request.param) as jupyter:
         notebook = Notebook(chromium, jupyter)
         yield notebook
+        notebook.let_end()
         strangers = notebook.page.strangers()
         notebook.tab.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
         notebook.tab.close()

@@ -6,13 +6,12 @@ import json
 import os
 import re
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from acceptance.elsewhere import CELERY, NBPARALLEL, Elsewhere, elsewhere
-from support import eventually, free_port
+from support import Gate, eventually, free_port
 
 from nbparallel import pmap
 
@@ -55,15 +54,14 @@ def test_ctrl_c_ends_a_worker(place: Elsewhere) -> None:
     assert "Traceback" not in worker.err
 
 
-def test_a_stopping_worker_loses_nothing(place: Elsewhere, tmp_path: Path) -> None:
+def test_a_stopping_worker_loses_nothing(place: Elsewhere, tmp_path: Path, gate: Gate) -> None:
     """On SIGTERM the items that run finish, what has not started goes to the next worker, and each item runs once."""
-    log, gate = tmp_path / "log", tmp_path / "gate"
+    log = tmp_path / "log"
 
     def item(index: int) -> int:
         with log.open("a") as file:
             file.write(f"{index}\n")
-        while not gate.exists():
-            time.sleep(0.01)
+        gate.wait()
         return index
 
     first = place.start()
@@ -72,7 +70,7 @@ def test_a_stopping_worker_loses_nothing(place: Elsewhere, tmp_path: Path) -> No
         eventually(lambda: log.exists() and len(log.read_text().split()) == 2, 20, "two items run")
         first.process.send_signal(signal.SIGTERM)
         eventually(lambda: "Warm shutdown" in first.err + first.out, 10)
-        gate.touch()
+        gate.open()
         assert first.process.wait(20) == 0
         assert job.status == "running"
         second = place.start()

@@ -12,6 +12,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from support import eventually
 
 from nbparallel import pickling
 from nbparallel.client.job import Job
@@ -196,8 +197,7 @@ def test_unsized_results_are_dropped_as_they_are_read() -> None:
     with pytest.raises(TypeError, match="no length"):
         len(driven.job)
     for index in range(4):
-        while driven.running._read <= index:  # the feeder's thread
-            threading.Event().wait(0.001)
+        eventually(lambda: driven.running._read > index, what="the feeder's thread reads")  # noqa: B023
         driven.give(index, index)
     first, second = iter(driven.job), iter(driven.job)
     assert [next(first), next(second), next(first)] == [0, 1, 2]
@@ -210,13 +210,10 @@ def test_unsized_results_are_dropped_as_they_are_read() -> None:
 def test_index_beyond_what_is_read() -> None:
     """An index that only comes when somebody takes results before it is refused."""
     driven = Driven(itertools.count(), chunks=1)
-    given = 0
-    while not driven.running.full:
-        if driven.running._read > given:
-            driven.give(given, given)
-            given += 1
-        else:
-            threading.Event().wait(0.001)
+    running, given = driven.running, 0
+    while eventually(lambda: running.full or running._read > given) and not running.full:  # noqa: B023
+        driven.give(given, given)
+        given += 1
     assert driven.job[given - 1] == given - 1
     with pytest.raises(ResultNotReady, match="keep=True"):
         driven.job[10**9]
@@ -243,8 +240,7 @@ def test_bad_indexes() -> None:
 def test_index_error_of_the_users_own_in_a_slice() -> None:
     """An IndexError that an item raised is not taken for the end of the input."""
     driven = Driven(iter(range(3)), keep=True, chunks=3)
-    while driven.running.total is None:
-        threading.Event().wait(0.001)
+    eventually(lambda: driven.running.total is not None)
     driven.give(0, "zero", IndexError("mine"), "two")
     with pytest.raises(IndexError, match="mine"):
         driven.job[0:2]
