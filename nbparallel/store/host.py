@@ -33,7 +33,7 @@ class HostDepot:
     local = False
 
     def __init__(self, parts: PartsDepot, path: str) -> None:
-        self._parts, self._path, self._files = parts, path, Depot(path)
+        self._parts, self._path, self._files = parts, path, Depot(path, reuse=False)
         self.least = parts.least
 
     def put(self, parts: Sequence[bytes | bytearray | memoryview]) -> str:

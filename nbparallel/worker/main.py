@@ -71,6 +71,7 @@ class _Worker:
     def make_shelf(self, **_: Any) -> None:
         """The worker starts, its children do not exist yet: where they keep what all of them read."""
         if self.config.depot:
+            self.supervisor.tidy = Depot(self.config.depot).tidy
             return
         try:
             shelf, self._shelf_lock = make_shelf()
