@@ -169,13 +169,11 @@ class RedisStore:
         opening: Opening | None = None,
         wake: bool = True,
     ) -> Submitted:
-        args: list[Any] = [cap, len(tickets), int(wake), *tickets]
+        new = () if opening is None else (*opening[:4], int(opening.detached), *opening[5:])
+        args: list[Any] = [cap, len(tickets), int(wake), len(new), *tickets, *new]
         for serial, chunk, payload in chunks:
             args += (serial, *chunk, payload)
-        calls: list[tuple[str, str, Sequence[Any]]] = [("submit", job, args)]
-        if opening is not None:
-            calls.insert(0, ("open", job, (*opening[:4], int(opening.detached), *opening[5:])))
-        state, pending, held, *publish = self._run(*calls)[-1]
+        state, pending, held, *publish = self._call("submit", job, *args)
         return Submitted(state.decode(), pending, held, [ticket.decode() for ticket in publish])
 
     def claim(

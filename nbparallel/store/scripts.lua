@@ -239,28 +239,30 @@ local function unlinger(child)
   return group ~= nil
 end
 
--- @script open
--- ARGV: session, meta (sealed), function blob, max_running (0: no limit), detached (0/1), ttl ms, label, queue,
--- priority, bytes of results that are kept at most (0: no limit)
-if redis.call('EXISTS', J .. ':meta') == 1 then return 0 end
-redis.call('HSET', J .. ':meta', 'sid', ARGV[1], 'm', ARGV[2], 'max', ARGV[4], 'detached', ARGV[5],
-  'ttl', ARGV[6], 'queue', ARGV[8], 'priority', ARGV[9], 'budget', ARGV[10], 'state', 'open', 'serial', 0, 'taken', 0)
-redis.call('PEXPIRE', J .. ':meta', ARGV[6])
-redis.call('SET', J .. ':f', ARGV[3], 'PX', ARGV[6])
-redis.call('HSET', P .. 'jobs', J, ARGV[7])
-redis.call('ZADD', P .. 'ranks', ARGV[9], J)
-return 1
-
 -- @script submit
--- ARGV: cap, number of tickets offered, whether the session is to be woken (0/1), the tickets, then per chunk: serial,
--- id, lo, hi, attempt, blob, payload
+-- ARGV: cap, number of tickets offered, whether the session is to be woken (0/1), number of what announces a new job
+-- (0 or 10), the tickets, then session, meta (sealed), function blob, max_running (0: no limit), detached (0/1), ttl ms,
+-- label, queue, priority, bytes of results that are kept at most (0: no limit), then per chunk: serial, id, lo, hi,
+-- attempt, blob, payload
 -- Returns {"ok" | "gone" | "stopped", pending, held, tickets to publish...}.
+local first = 5 + tonumber(ARGV[2])
+if ARGV[4] ~= '0' then
+  if redis.call('EXISTS', J .. ':meta') == 0 then
+    local sid, m, f, max, detached, ttl, label, queue, priority, budget = unpack(ARGV, first, first + 9)
+    redis.call('HSET', J .. ':meta', 'sid', sid, 'm', m, 'max', max, 'detached', detached, 'ttl', ttl, 'queue', queue,
+      'priority', priority, 'budget', budget, 'state', 'open', 'serial', 0, 'taken', 0)
+    redis.call('SET', J .. ':f', f, 'PX', ttl)
+    redis.call('HSET', P .. 'jobs', J, label)
+    redis.call('ZADD', P .. 'ranks', priority, J)
+  end
+  first = first + 10
+end
 local state = redis.call('HMGET', J .. ':meta', 'state', 'serial', 'sid', 'upto')
 if not state[1] then return {'gone', 0, 0} end
 if state[1] ~= 'open' then return {'stopped', 0, 0} end
 local offered, stop = tonumber(ARGV[2]), stop_of(J)
 local serial, upto = tonumber(state[2]), tonumber(state[4] or 0)
-for i = 4 + offered, #ARGV, 7 do
+for i = first, #ARGV, 7 do
   local number = tonumber(ARGV[i])
   if number > serial then -- else: a repeated call
     serial = number
@@ -278,7 +280,7 @@ for i = 4 + offered, #ARGV, 7 do
 end
 redis.call('HSET', J .. ':meta', 'serial', serial, 'upto', upto)
 keep(J)
-local messages = mint(J, tonumber(ARGV[1]), offered, 4)
+local messages = mint(J, tonumber(ARGV[1]), offered, 5)
 if ARGV[3] == '1' then
   redis.call('XADD', P .. 'wake:' .. state[3], 'MAXLEN', '1', '*', 'j', '')
   redis.call('PEXPIRE', P .. 'wake:' .. state[3], 86400000)
