@@ -82,6 +82,8 @@ class Measuring:
             self._run.lower[workload.name] = greedy(durations(workload.name.rpartition(" ")[2]), self._run.workers)
         chunks: dict[str, int] = {}
         for number in range(rounds):
+            if workload.fresh:
+                self.rest()
             for driver in self._in_turn(number):
                 for best in (False, True) if number % 2 == 0 else (True, False):
                     if not self._wanted(driver, workload, best, number):

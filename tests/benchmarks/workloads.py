@@ -152,6 +152,8 @@ class Workload:
         limit: seconds after which a peer is given up.
         memory: whether the report says how much memory it took.
         serial: whether a plain loop is measured, too.
+        fresh: whether peers start anew for each round: one process runs the same loop some percent faster or slower
+            than the next, for as long as it lives.
         columns: items are tuples of arguments, and this is the function of these arguments, for peers who can map
             such a function over all first ones, all second ones and so on.
     """
@@ -165,6 +167,7 @@ class Workload:
     limit: float = 60.0
     memory: bool = False
     serial: bool = True
+    fresh: bool = False
     columns: Callable[..., Any] | None = None
 
 
@@ -175,8 +178,9 @@ def _matches(function: Callable[[Any], Any]) -> Callable[[Sequence[Any], Sequenc
     )
 
 
-def _spins(seconds: float, items: int) -> Callable[[float], list[int]]:
-    return lambda speed: [max(1, int(speed * seconds))] * items
+def _fixed(ms: float, items: int, chunks: tuple[int, ...]) -> Workload:
+    make: Callable[[float], list[int]] = lambda speed: [max(1, int(speed * ms / 1000))] * items  # noqa: E731
+    return Workload(f"items of {ms} ms", spin, make, _matches(spin), chunks=chunks, tiny=ms < 1, fresh=True)
 
 
 def _skewed(order: str) -> Workload:
@@ -222,11 +226,12 @@ WORKLOADS = {
             tiny=True,
             limit=120,
             memory=True,
+            fresh=True,
         ),
-        Workload("items of 0.1 ms", spin, _spins(0.0001, 20_000), _matches(spin), chunks=(2_500, 500, 100), tiny=True),
-        Workload("items of 1 ms", spin, _spins(0.001, 2_000), _matches(spin), chunks=(250, 50, 10)),
-        Workload("items of 10 ms", spin, _spins(0.01, 200), _matches(spin), chunks=(10, 1)),
-        Workload("items of 100 ms", spin, _spins(0.1, 40), _matches(spin)),
+        _fixed(0.1, 20_000, (2_500, 500, 100)),
+        _fixed(1, 2_000, (250, 50, 10)),
+        _fixed(10, 200, (10, 1)),
+        _fixed(100, 40, (1,)),
         _skewed("up"),
         _skewed("down"),
         _skewed("shuffled"),
