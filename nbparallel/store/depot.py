@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Sequence
 
 from ..errors import WireError
-from .spares import Spares
+from .spares import Spares, close_unlocked
 
 __all__ = ["Depot"]
 
@@ -77,7 +77,7 @@ class Depot:
                 return None
             raise
         finally:
-            os.close(file)
+            close_unlocked(file)
         return name or own
 
     def has(self, name: str) -> bool:
@@ -106,7 +106,7 @@ class Depot:
             raise WireError(f"the blob {name} is not in the depot: {error.strerror}") from None
         try:
             mapped = size >= MAPPED_BYTES
-            if mapped:
+            if mapped and self._spares:
                 _lock(file, path)
             if os.fstat(file).st_size != size:
                 raise WireError(f"the blob {name} in the depot is not {size} bytes long")
@@ -151,7 +151,7 @@ def _lock(file: int, path: str) -> None:
     Raises:
         WireError: it is another blob's by now.
     """
-    with contextlib.suppress(OSError):  # where there are no locks nothing is written over either
+    with contextlib.suppress(OSError):  # where there are no locks, nothing is written over
         fcntl.flock(file, fcntl.LOCK_SH)
     try:
         there, mine = os.stat(path), os.fstat(file)

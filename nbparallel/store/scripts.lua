@@ -296,6 +296,8 @@ return {'ok', redis.call('ZCARD', J .. ':pending'), redis.call('HLEN', J .. ':he
 local meta = read_meta(J)
 if not meta then return {'drop', 'gone'} end
 local token, ticket, tickets = ARGV[1], ARGV[2], J .. ':tickets'
+-- A repeated call, and the child was rung for in between: what it was handed, under this token, waits for it there.
+if ARGV[7] and redis.call('EXISTS', P .. 'bell:' .. ARGV[7]) == 1 then return {'empty', 'rung', false} end
 local c, why = held_chunk(J, token)
 if not c then
   local function leave(answer, why)

@@ -1,7 +1,8 @@
 """Files of a depot that nobody needs any more, kept for a moment so that the next blob is written over one of them.
 
 The system need not find and clear memory for that, which is most of the cost of a new file. What somebody has mapped
-is locked (``flock``, until the mapping is gone, or its process), and is not written to.
+is locked (``flock``, until the mapping is gone, or its process), and is not written to. Only a fork that closes
+descriptors which it does not know must not go on reading what its parent had mapped.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import fcntl
 import os
 import time
 
-__all__ = ["Spares"]
+__all__ = ["Spares", "close_unlocked"]
 
 #: Seconds after which a file that nobody wrote over goes.
 REST_SECONDS = 5.0
@@ -47,7 +48,7 @@ class Spares:
                 os.ftruncate(file, size)
                 return file
             except OSError:
-                os.close(file)
+                close_unlocked(file)
         return None
 
     def give(self, path: str, most: int) -> bool:
@@ -75,3 +76,10 @@ class Spares:
             return [(int(name.partition("-")[0]), name) for name in os.listdir(self._path)]
         except OSError:  # none was given yet, or the cluster is going down
             return []
+
+
+def close_unlocked(file: int) -> None:
+    """Close a descriptor; its lock goes with it, although a process that was forked meanwhile has it, too."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_UN)
+    os.close(file)

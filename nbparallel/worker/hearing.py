@@ -40,16 +40,19 @@ class Hearing:
         >>> hearing = Hearing(lambda: True, lambda: 3, lambda: print("wake up"), lambda: print("again"), patience=10.0)
         >>> hearing.look(0.0), hearing.look(5.0)
         wake up
+        wake up
         (False, False)
         >>> hearing.look(11.0)
+        wake up
         again
         True
         """
         if not (self._idle() and self._waiting()):
             self._since = None
-        elif self._since is None:
+            return False
+        self._rouse()
+        if self._since is None:
             self._since = now
-            self._rouse()
         elif now - self._since >= self._patience:
             self._since = None
             self._reconnect()

@@ -16,6 +16,7 @@ from ..errors import WireError
 from ..pickling import check_versions, load_function
 from ..seeding import Seeded, reseed
 from ..shared import load, noting
+from ..store import keys
 from ..store.protocol import Claim
 
 __all__ = ["JOBS_KEPT", "LoadedJob", "LoadedJobs", "load_job"]
@@ -45,6 +46,11 @@ class LoadedJob:
     large: bool = False
     item_seconds: float | None = None
     value_bytes: float = 0.0
+
+    @property
+    def group(self) -> str:
+        """Whose further work a process waits for that ran some of this job."""
+        return keys.group(self.sid, self.options.get("queue", ""))
 
     def payload(self, key: bytes, blob: str, sealed: bytes | None, depot: Depot | None = None) -> Payload:
         """The items of a blob; without bytes, those of the blob that was used last.

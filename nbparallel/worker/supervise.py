@@ -74,7 +74,7 @@ class Supervisor:
         #: Watches Celery's consumer, where it has an event loop.
         self.hearing: Hearing | None = None
         self._oversized: dict[str, int] = {}  # token of a child killed for its memory -> bytes that it used
-        self._watched: dict[int, tuple[int, Slot]] = {}  # pidfd -> (pid, slot)
+        self._watched: dict[int, tuple[int, Slot, str]] = {}  # pidfd -> (pid, slot, stamp)
         self._stops: dict[str, int] = {}
         self._interrupter = Interrupter(settings.cancel_grace)
         self._lease = int(settings.lease_seconds * 1000)
@@ -185,7 +185,7 @@ class Supervisor:
         return False
 
     def _watch_new(self, poll: select.poll) -> None:
-        known = {pid for pid, _ in self._watched.values()}
+        known = {pid for pid, *_ in self._watched.values()}
         for slot in self._slots.owned():
             pid = slot.pid()
             if pid in known:
@@ -195,7 +195,7 @@ class Supervisor:
             except ProcessLookupError:
                 self._safely(lambda slot=slot, pid=pid: self._release(slot, pid, "unknown exit"))  # type: ignore[misc]
                 continue
-            self._watched[fd] = pid, slot
+            self._watched[fd] = pid, slot, slot.stamp()
             poll.register(fd, select.POLLIN)
 
     def _read_lines(self) -> None:
@@ -212,12 +212,14 @@ class Supervisor:
     # -- death of a child ----------------------------------------------------------------------------------------------
 
     def _child_died(self, fd: int) -> None:
-        pid, slot = self._watched.pop(fd)
+        pid, slot, stamp = self._watched.pop(fd)
         how = processes.exit_status(pid)
         os.close(fd)
         os.write(self._death, b".")
         if slot.pid() == pid:
             self._safely(lambda: self._release(slot, pid, how))
+        else:  # its successor was faster than we are
+            self._safely(lambda: self._bury(stamp))
 
     def _release(self, slot: Slot, pid: int, how: str) -> None:
         """What a dead child held is pending again; the item that killed it too often becomes an error."""
@@ -225,6 +227,9 @@ class Supervisor:
         slot.forget()
         if running is not None:
             self._release_running(slot, running, pid, how)
+        self._bury(stamp)
+
+    def _bury(self, stamp: str) -> None:
         for job, token in self._store.bury(stamp):  # what it was just handed, or had just finished
             self._return(job, token)
 

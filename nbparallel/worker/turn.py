@@ -163,7 +163,9 @@ class Child:
             loaded = self.jobs.get(job)
             if claim.state == "drop" and not claim.why.startswith("ticket"):
                 self.jobs.pop(job, None)  # the job is over, not just its ticket
-            handed = claim.handed or (self._linger(loaded, claim.lingers) if loaded else None)
+            # After a message that nobody needs, more of them may wait: they are for Celery to take.
+            lingers = claim.lingers or claim.state == "empty"
+            handed = claim.handed or (self._linger(loaded, claim.lingers) if loaded and lingers else None)
             if handed is None:
                 return None
             job, ticket = handed.job, handed.ticket
@@ -183,7 +185,7 @@ class Child:
         if not self._alone():  # others that cannot be seen from here may wait
             return False
         with self._lock, contextlib.suppress(ClusterError):
-            if not self._store.waiting(_group(loaded)):
+            if not self._store.waiting(loaded.group):
                 self._deadline = time.monotonic() + self._settings.turn_seconds
                 return True
         return False
@@ -220,7 +222,7 @@ class Child:
 
     def _lingerer(self, loaded: LoadedJob, seconds: float) -> Lingerer:
         ms = int(1000 * min(seconds, self._far(FIRST_REST, LINGER_TRIPS)))
-        return Lingerer(self._stamp, _group(loaded), ms, self._token(), self._lease, loaded.job)
+        return Lingerer(self._stamp, loaded.group, ms, self._token(), self._lease, loaded.job)
 
     def _linger(self, loaded: LoadedJob, expected: bool) -> Handed | None:
         """Wait for more work of the job's session; now and then what nobody needs any more is let go meanwhile."""
@@ -232,7 +234,9 @@ class Child:
                 try:
                     handed = self._store.linger(who, expected)
                 except ClusterError:  # it may have been handed something all the same
-                    return self._persist(lambda who=who: self._store.unlinger(who))  # type: ignore[misc]
+                    with contextlib.suppress(ClusterError):  # at a shutdown, when the parent looks after that
+                        return self._persist(lambda who=who: self._store.unlinger(who))  # type: ignore[misc]
+                    return None
                 if handed is not None:
                     return handed if handed.job else None
                 self._let_go()
@@ -494,7 +498,3 @@ class Child:
         overran = run.budget is not None and now - run.claimed >= run.budget
         overran = overran or self._slot.asked_to_hand_back()
         self._report(run, new_hi if overran and run.shrink(new_hi) else -1)
-
-
-def _group(loaded: LoadedJob) -> str:
-    return keys.group(loaded.sid, loaded.options.get("queue", ""))

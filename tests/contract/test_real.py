@@ -140,6 +140,22 @@ def test_a_ticket_that_comes_as_the_child_gives_up_is_taken(real: Bench, monkeyp
     assert handed.claim is not None
 
 
+def test_a_child_that_is_rung_for_between_a_call_and_its_repetition(real: Bench) -> None:
+    """A lost reply does not make it run what it was handed under a dead ticket, and then once more."""
+    (ticket,) = real.start((0, 2))
+    who = lingerer(token="n")
+    known: dict[str, Any] = {"next_token": "n", "ticket": ticket, "lease": LONG, "have": "", "linger": who}
+    for _ in range(2):
+        claim = real.store.report_and_claim(real.job, "k0", 0, 2, b"e", **known)[1]
+        assert (claim.state, claim.lingers, claim.handed) == ("empty", True, None)
+        real.submit((2, 4))
+    handed = real.store.linger(who, claim.lingers)
+    assert handed is not None
+    assert handed.claim is not None
+    assert (handed.claim.lo, handed.ticket) == (2, "t1")
+    assert real.entries == [b"e"]
+
+
 # --- what was reported ----------------------------------------------------------------------------------------------
 
 

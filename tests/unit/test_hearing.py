@@ -34,6 +34,7 @@ def test_messages_that_nobody_takes_make_it_reconnect() -> None:
     assert worker.look(0.0) == 0
     assert worker.roused == 1, "children that linger are to take them first"
     assert worker.look(5.0, 9.9) == 0
+    assert worker.roused == 3
     assert worker.look(10.0) == 1
     assert worker.look(11.0, 20.0) == 1
     assert worker.look(21.0) == 2

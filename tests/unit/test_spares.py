@@ -149,6 +149,27 @@ def test_another_process_may_be_faster(depot: Depot, monkeypatch: pytest.MonkeyP
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_fork_while_a_file_is_written_over_locks_nobody_out(depot: Depot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock of whoever writes ends with the writing, although a child that was forked meanwhile has it, too."""
+    depot.drop(put(depot, b"a"))
+    writev, forked = os.writev, []
+
+    def write(*args: Any) -> int:
+        if not forked:
+            forked.append(multiprocessing.get_context("fork").Process(target=signal.pause))
+            forked[0].start()
+        return writev(*args)
+
+    monkeypatch.setattr(os, "writev", write)
+    try:
+        name = put(depot, b"b")
+        with open(os.path.join(depot._path, name)) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    finally:
+        forked[0].kill()
+        forked[0].join()
+
+
 def test_a_reader_that_comes_too_late_is_told(depot: Depot, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the file became another blob's between its opening and its lock, nothing of that is read."""
     name = put(depot, b"a")

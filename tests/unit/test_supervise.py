@@ -459,18 +459,22 @@ def test_a_child_that_died_before_it_was_seen(running: Callable[..., Bench]) -> 
 
 
 def test_a_slot_that_has_a_new_owner_is_not_released(running: Callable[..., Bench]) -> None:
-    """When the pool was faster than we, the new child's lease is not taken for the dead one's."""
+    """When the pool was faster than we, the new child's lease is not taken for the dead one's, which is given back."""
     b = running()
     with subprocess.Popen(["sleep", "60"]) as old, subprocess.Popen(["sleep", "60"]) as new:
         slot = b.slots[0]
         slot.child_starts(old.pid, "o" * 16)
         b.supervisor.tell("wake")
         eventually(lambda: b.supervisor._watched)
+        token, known = make_token("o" * 16, 1), {"lease": 10_000, "first": True}
         b.child(pid=new.pid)
+        assert b.work.store.claim(b.work.key, token, b.work.submit([1])[0], **known).state == "chunk"
+        assert b.peek().held == 2
         old.kill()
-        eventually(lambda: [pid for pid, _ in b.supervisor._watched.values()] == [new.pid])
+        eventually(lambda: [pid for pid, *_ in b.supervisor._watched.values()] == [new.pid])
         assert slot.pid() == new.pid
-        assert b.peek().held == 1
+        eventually(lambda: b.peek().held == 1)
+        assert b.work.store.release(b.work.key, token, "return").state == "fenced"
         slot.child_rests()
         slot.forget()
         new.kill()
