@@ -45,8 +45,8 @@ FLUSHER_SECONDS = 0.025
 #: chunk until its tail is handed back, the pause between two reports. A ticket costs some ten of them, a chunk one.
 TURN_TRIPS, LINGER_TRIPS, BUDGET_TRIPS, FLUSH_TRIPS = 30, 3, 2 * TRIPS, 2
 #: Pauses, in seconds, after which an idle process looks whether what it holds is still needed: first and longest, and
-#: longest while it lingers.
-FIRST_REST, LAST_REST, LINGER_REST = 1.0, 60.0, 4.0
+#: longest while it lingers; and how long a turn lingers whose ticket was of no use.
+FIRST_REST, LAST_REST, LINGER_REST, GLANCE = 1.0, 60.0, 4.0, 0.001
 #: Longest pause, in seconds, between attempts to reach a store that is away.
 PAUSE_LIMIT = 1.0
 
@@ -163,9 +163,7 @@ class Child:
             loaded = self.jobs.get(job)
             if claim.state == "drop" and not claim.why.startswith("ticket"):
                 self.jobs.pop(job, None)  # the job is over, not just its ticket
-            # After a message that nobody needs, more of them may wait: they are for Celery to take.
-            lingers = claim.lingers or claim.state == "empty"
-            handed = claim.handed or (self._linger(loaded, claim.lingers) if loaded and lingers else None)
+            handed = claim.handed or (self._linger(loaded, claim) if loaded else None)
             if handed is None:
                 return None
             job, ticket = handed.job, handed.ticket
@@ -224,10 +222,12 @@ class Child:
         ms = int(1000 * min(seconds, self._far(FIRST_REST, LINGER_TRIPS)))
         return Lingerer(self._stamp, loaded.group, ms, self._token(), self._lease, loaded.job)
 
-    def _linger(self, loaded: LoadedJob, expected: bool) -> Handed | None:
+    def _linger(self, loaded: LoadedJob, claim: Claim) -> Handed | None:
         """Wait for more work of the job's session; now and then what nobody needs any more is let go meanwhile."""
         self._busy.clear()  # the flusher rests, too
-        left = self._may_linger()
+        left, expected = self._may_linger(), claim.lingers
+        if claim.state == "drop" and not expected:  # more messages that nobody needs may wait for Celery to take them
+            left = min(left, GLANCE)
         until, who = time.monotonic() + left, self._lingerer(loaded, left)
         while left > 0 or expected:
             with self._lock:

@@ -346,6 +346,18 @@ def test_what_a_child_was_handed_is_not_lost_with_the_connection(make_child: Mak
     assert work.outcomes() == {0: 2, 1: 11, 2: 21, 3: 31}
 
 
+def test_after_a_useless_ticket_a_child_only_glances(make_child: MakeChild) -> None:
+    """It takes tickets that wait for their message, and else goes: there may be more useless ones for Celery to take."""
+    work = Work(abs)
+    store = Lingering(work.store)
+    child, _ = make_child(store, linger_seconds=60.0)
+    turn(child, work, work.submit([-1])[0])
+    store._steps.append(lambda: Handed(work.key, work.submit([-2])[0]))
+    turn(child, work, "useless")
+    assert work.outcomes() == {0: 1, 1: 2}
+    assert [ms for _, ms in store.waited] == [1000, 1, 1000]
+
+
 def test_a_child_lets_go_of_what_is_over_while_it_lingers(
     make_child: MakeChild, monkeypatch: pytest.MonkeyPatch
 ) -> None:
