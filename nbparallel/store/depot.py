@@ -135,8 +135,8 @@ class Depot:
         """Remove a blob; those who have it mapped keep it."""
         path = os.path.join(self._path, name)
         with contextlib.suppress(OSError):
-            large = self._spares is not None and os.stat(path).st_size >= MAPPED_BYTES
-            if not (large and self._spares and self._spares.give(path, int(self._free() * SPARE))):
+            reused = self._spares if os.stat(path).st_size >= MAPPED_BYTES else None
+            if not (reused and reused.give(path, int(self._free() * SPARE))):
                 os.unlink(path)
 
     def tidy(self) -> None:

@@ -29,9 +29,8 @@ class Hearing:
         reconnect: Callable[[], None],
         patience: float,
     ) -> None:
-        self._idle, self._waiting, self._rouse, self._reconnect, self._patience = (
-            idle, waiting, rouse, reconnect, patience,
-        )  # fmt: skip
+        self._idle, self._waiting, self._rouse = idle, waiting, rouse
+        self._reconnect, self._patience = reconnect, patience
         self._since: float | None = None
 
     def look(self, now: float) -> bool:

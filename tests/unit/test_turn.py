@@ -347,7 +347,7 @@ def test_what_a_child_was_handed_is_not_lost_with_the_connection(make_child: Mak
 
 
 def test_after_a_useless_ticket_a_child_only_glances(make_child: MakeChild) -> None:
-    """It takes tickets that wait for their message, and else goes: there may be more useless ones for Celery to take."""
+    """It takes tickets that wait for their message, and else goes: more useless ones may wait for Celery."""
     work = Work(abs)
     store = Lingering(work.store)
     child, _ = make_child(store, linger_seconds=60.0)
